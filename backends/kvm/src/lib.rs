@@ -1,0 +1,1 @@
+//! The kvm backend: the vCPU trait over \/dev\/kvm.

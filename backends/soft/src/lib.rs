@@ -1,0 +1,1 @@
+//! The software backend: unicorn runs the instructions, nvmx-core does VMX.

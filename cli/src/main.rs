@@ -1,0 +1,2 @@
+//! nvmx: the command.
+fn main() {}

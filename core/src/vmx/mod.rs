@@ -1,0 +1,9 @@
+//! VMX: Volume 3C of the Intel SDM, a module a chapter or section.
+
+pub mod fields;
+pub mod state;
+pub mod vmcs12;
+
+pub use fields::Field;
+pub use state::VmxState;
+pub use vmcs12::Vmcs12;

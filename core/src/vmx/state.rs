@@ -1,0 +1,44 @@
+//! What a processor keeps of VMX operation beside the VMCS itself
+//! (SDM Vol. 3C "Introduction to VMX Operation", and KVM's `struct nested_vmx`).
+
+use super::vmcs12::Vmcs12;
+use crate::addr::L1Phys;
+
+/// VMX operation of one vCPU, as L0 keeps it for L1.
+#[derive(Clone)]
+pub struct VmxState {
+    /// VMXON region; `None` outside VMX operation.
+    pub vmxon: Option<L1Phys>,
+    /// Current VMCS; `None` if there is none (SDM: the VMCS pointer is all ones).
+    pub current: Option<L1Phys>,
+    /// Cached copy of the current vmcs12: the one that counts until VMCLEAR or VMPTRLD writes it out.
+    pub vmcs12: Vmcs12,
+    /// Cached copy of the vmcs12 at the link pointer while L2 runs with VMCS shadowing.
+    pub shadow_vmcs12: Vmcs12,
+    /// In VMX non-root operation.
+    pub guest_mode: bool,
+    /// VMLAUNCH or VMRESUME succeeded and L2 has not run an instruction yet.
+    pub run_pending: bool,
+    /// An MTF VM exit waits.
+    pub mtf_pending: bool,
+    /// L1's TSC >> 5 at which the preemption timer of L2 expires, where it runs.
+    pub preemption_timer_deadline: Option<u64>,
+    /// In SMM: VMX operation that SMI interrupted (flags as `hdr.vmx.smm.flags`).
+    pub smm_flags: u16,
+}
+
+impl Default for VmxState {
+    fn default() -> Self {
+        Self {
+            vmxon: None,
+            current: None,
+            vmcs12: Vmcs12::default(),
+            shadow_vmcs12: Vmcs12::default(),
+            guest_mode: false,
+            run_pending: false,
+            mtf_pending: false,
+            preemption_timer_deadline: None,
+            smm_flags: 0,
+        }
+    }
+}

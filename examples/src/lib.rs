@@ -1,0 +1,1 @@
+//! L1 hypervisors with their L2s, assembled in Rust, a page each.

@@ -1,0 +1,1 @@
+//! Snapshots of a machine with its nested state: capture, files, diff, replay, compare.
