@@ -117,6 +117,16 @@ impl Tsc {
     }
 }
 
+/// Whose behaviour the model shows where the two differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Personality {
+    /// The SDM's: what silicon does.
+    Sdm,
+    /// That of KVM's L0, as L1 sees it.
+    #[default]
+    Kvm,
+}
+
 /// What stays the same while a processor runs: CPUID and the VMX capabilities of L1.
 #[derive(Debug, Clone, Default)]
 pub struct Model {
@@ -128,6 +138,8 @@ pub struct Model {
     pub physical_address_width: u8,
     /// Linear-address width in bits: 48 or 57.
     pub linear_address_width: u8,
+    /// Whose behaviour it shows.
+    pub personality: Personality,
 }
 
 /// One logical processor.

@@ -8,8 +8,11 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod apic;
 pub mod cpu;
+pub mod delivery;
 pub mod memory;
+pub mod msr;
 pub mod nested;
 pub mod paging;
 pub mod vcpu;

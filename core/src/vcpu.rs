@@ -350,6 +350,34 @@ pub trait Vcpu {
     /// Writes the nested state: whole, or the vCPU stays as it was.
     fn set_nested_state(&mut self, state: &NestedState) -> Result<()>;
 
+    /// What KVM_SET_NESTED_STATE answers to exactly these bytes: 0, a negative errno, or the
+    /// positive internal status that some kernels return. The vCPU is left as it was before.
+    ///
+    /// The default goes through [`NestedState`]; `kvm` asks the kernel itself.
+    fn try_nested_bytes(&mut self, bytes: &[u8]) -> Result<i32> {
+        let Ok(state) = NestedState::from_bytes(bytes) else {
+            // Shorter than the header: copying it faults.
+            return Ok(-14);
+        };
+        let before = self.nested_state()?;
+        match self.set_nested_state(&state) {
+            Ok(()) => self.set_nested_state(&before).map(|()| 0),
+            Err(BackendError::NestedRefused { errno, .. }) => Ok(-errno),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Runs until a VM entry of L1 succeeded and L2 has not run an instruction
+    /// (`KVM_STATE_NESTED_RUN_PENDING`), where that takes luck: at most `max_tries` short runs.
+    ///
+    /// `false` if it was not met. The default, for a backend that has no such search, is an error.
+    fn run_until_run_pending(&mut self, max_tries: u32) -> Result<bool> {
+        let _ = max_tries;
+        Err(BackendError::Unsupported(
+            "a search for RUN_PENDING on this backend".into(),
+        ))
+    }
+
     /// The level that runs.
     fn level(&mut self) -> Result<Level>;
 

@@ -1,1 +1,20 @@
 //! Snapshots of a machine with its nested state: capture, files, diff, replay, compare.
+#![forbid(unsafe_code)]
+
+pub mod atomic;
+pub mod capture;
+pub mod document;
+pub mod error;
+pub mod file;
+pub mod hex;
+pub mod limits;
+pub mod model;
+pub mod pages;
+pub mod pages_file;
+
+pub use capture::{MemoryScope, Target, capture, restore};
+pub use error::{Error, Result};
+pub use file::{load, save};
+pub use limits::Limits;
+pub use model::{Meta, Snapshot, VcpuSnapshot};
+pub use pages::PageStore;

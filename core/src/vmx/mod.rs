@@ -1,6 +1,13 @@
 //! VMX: Volume 3C of the Intel SDM, a module a chapter or section.
 
+pub mod capability;
+pub mod controls;
+pub mod entry;
+pub mod ept;
+pub mod exit;
 pub mod fields;
+pub mod instructions;
+pub mod intercepts;
 pub mod state;
 pub mod vmcs12;
 

@@ -23,6 +23,9 @@ pub struct VmxState {
     pub mtf_pending: bool,
     /// L1's TSC >> 5 at which the preemption timer of L2 expires, where it runs.
     pub preemption_timer_deadline: Option<u64>,
+    /// NMIs are blocked in L1 while L2 runs: KVM keeps that apart (in vmcs01), and it is in no part of
+    /// the nested state.
+    pub l1_nmi_blocked: bool,
     /// In SMM: VMX operation that SMI interrupted (flags as `hdr.vmx.smm.flags`).
     pub smm_flags: u16,
 }
@@ -38,6 +41,7 @@ impl Default for VmxState {
             run_pending: false,
             mtf_pending: false,
             preemption_timer_deadline: None,
+            l1_nmi_blocked: false,
             smm_flags: 0,
         }
     }

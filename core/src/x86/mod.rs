@@ -2,6 +2,7 @@
 
 pub mod control;
 pub mod cpuid;
+pub mod cr_write;
 pub mod event;
 pub mod msr;
 pub mod ownership;

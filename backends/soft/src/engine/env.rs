@@ -1,0 +1,623 @@
+//! The processor's state inside unicorn, typed: registers, hidden flags, time, TLB.
+//!
+//! RFLAGS needs care: while unicorn runs, the arithmetic flags and DF live in lazy form outside
+//! EFLAGS. [`Env`] keeps that form at all times, and [`super::Engine::run`] converts at its ends.
+
+use super::clock::Clock;
+use super::ffi::{self, Field, SegmentCache};
+use super::intercept::Intercepts;
+use super::memory::{PAGE_SIZE, Ram};
+use super::scan::{CodeSize, MAX_INSTRUCTION_LENGTH};
+use super::{Access, StopReason};
+use nvmx_core::x86::control::{cr0, cr4, efer, rflags};
+use nvmx_core::x86::regs::Gpr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use unicorn_engine_sys::uc_engine;
+
+/// Hidden flags (`HF_*`): what a block was translated for.
+mod hidden {
+    pub(super) const CPL: u32 = 3;
+    pub(super) const INHIBIT_IRQ: u32 = 1 << 3;
+    pub(super) const CS32: u32 = 1 << 4;
+    pub(super) const SS32: u32 = 1 << 5;
+    pub(super) const ADDSEG: u32 = 1 << 6;
+    pub(super) const PE: u32 = 1 << 7;
+    pub(super) const MP_SHIFT: u32 = 9;
+    pub(super) const MP_EM_TS: u32 = 7 << MP_SHIFT;
+    pub(super) const LMA: u32 = 1 << 14;
+    pub(super) const CS64: u32 = 1 << 15;
+    pub(super) const GUEST: u32 = 1 << 21;
+    pub(super) const OSFXSR: u32 = 1 << 22;
+    pub(super) const SMAP: u32 = 1 << 23;
+}
+
+const ARITHMETIC: u64 = nvmx_core::x86::control::ARITHMETIC_FLAGS;
+
+/// Words of the feature table that the translator consults, named by the CPUID leaf and register that
+/// they mirror.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+#[allow(missing_docs)]
+pub enum FeatureWord {
+    Leaf1Edx = 0,
+    Leaf1Ecx = 1,
+    Leaf7Ebx = 2,
+    Leaf7Ecx = 3,
+    Leaf7Edx = 4,
+    Leaf80000001Edx = 6,
+    Leaf80000001Ecx = 7,
+    LeafDSub1Eax = 19,
+}
+
+/// MSRs that translated code itself reads or writes; all others are the layer above's alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum NativeMsr {
+    /// IA32_EFER without any effect on the hidden flags: use `Env::set_efer` for those.
+    Star,
+    Lstar,
+    Cstar,
+    Fmask,
+    FsBase,
+    GsBase,
+    KernelGsBase,
+    SysenterCs,
+    SysenterEsp,
+    SysenterEip,
+    TscAux,
+    Pat,
+}
+
+/// The processor, as handlers and their owner see it.
+#[derive(Debug)]
+pub struct Env {
+    pub(super) uc: *mut uc_engine,
+    pub(super) cpu: *mut u8,
+    pub(super) env: *mut u8,
+    pub(super) tcg: *mut u8,
+    pub(super) clock: Clock,
+    pub(super) ram: Ram,
+    pub(super) stop: Option<StopReason>,
+    pub(super) stop_flag: Arc<AtomicBool>,
+    pub(super) bytes: [u8; MAX_INSTRUCTION_LENGTH],
+    pub(super) bytes_len: usize,
+    /// A look at memory from inside a handler must not call the handler again.
+    pub(super) no_fill: bool,
+}
+
+impl Env {
+    #[inline(always)]
+    pub(super) fn get<T: Copy>(&self, field: Field<T>) -> T {
+        // SAFETY: `env` is the live CPUX86State of the engine that owns this, and the fields used
+        // with this method are those of `ffi::env`.
+        unsafe { field.read(self.env) }
+    }
+
+    #[inline(always)]
+    pub(super) fn put<T: Copy>(&mut self, field: Field<T>, value: T) {
+        // SAFETY: as in `get`; unicorn holds no references, and `&mut self` excludes our own.
+        unsafe { field.write(self.env, value) }
+    }
+
+    // ---- General-purpose registers, RIP, RFLAGS ----
+
+    /// A general-purpose register, all 64 bits.
+    #[inline]
+    #[must_use]
+    pub fn gpr(&self, gpr: Gpr) -> u64 {
+        self.get(ffi::env::REGS.index(gpr as usize))
+    }
+
+    /// Sets a general-purpose register.
+    #[inline]
+    pub fn set_gpr(&mut self, gpr: Gpr, value: u64) {
+        self.put(ffi::env::REGS.index(gpr as usize), value);
+    }
+
+    /// All sixteen, in encoding order.
+    #[must_use]
+    pub fn gprs(&self) -> [u64; 16] {
+        self.get(ffi::env::REGS)
+    }
+
+    /// Sets all sixteen.
+    pub fn set_gprs(&mut self, gprs: &[u64; 16]) {
+        self.put(ffi::env::REGS, *gprs);
+    }
+
+    /// RIP, EIP or IP: the offset in CS. Exact in every handler but [`super::Machine::tlb_fill`].
+    #[inline]
+    #[must_use]
+    pub fn rip(&self) -> u64 {
+        self.get(ffi::env::EIP)
+    }
+
+    /// Sets RIP; execution goes on there.
+    #[inline]
+    pub fn set_rip(&mut self, rip: u64) {
+        self.put(ffi::env::EIP, rip);
+    }
+
+    /// CS base + RIP as translated code addresses it.
+    #[must_use]
+    pub(super) fn linear_rip(&self) -> u64 {
+        self.segment_cache(1).base.wrapping_add(self.rip())
+    }
+
+    /// RFLAGS, complete.
+    #[must_use]
+    pub fn rflags(&self) -> u64 {
+        // SAFETY: a pure function of four numbers.
+        let arithmetic = unsafe {
+            ffi::cc_compute_all(
+                self.get(ffi::env::CC_DST),
+                self.get(ffi::env::CC_SRC),
+                self.get(ffi::env::CC_SRC2),
+                self.get(ffi::env::CC_OP) as i32,
+            )
+        };
+        let direction = if self.get(ffi::env::DF) < 0 {
+            rflags::DF
+        } else {
+            0
+        };
+        self.get(ffi::env::EFLAGS) & !(ARITHMETIC | rflags::DF)
+            | arithmetic & ARITHMETIC
+            | direction
+            | rflags::FIXED
+    }
+
+    /// Sets RFLAGS, complete.
+    pub fn set_rflags(&mut self, value: u64) {
+        self.put(ffi::env::CC_SRC, value & ARITHMETIC);
+        self.put(ffi::env::CC_OP, ffi::CC_OP_EFLAGS);
+        self.put(ffi::env::DF, if value & rflags::DF != 0 { -1 } else { 1 });
+        self.put(
+            ffi::env::EFLAGS,
+            value & !(ARITHMETIC | rflags::DF) | rflags::FIXED,
+        );
+    }
+
+    /// Puts RFLAGS where `uc_emu_start` expects them.
+    pub(super) fn flags_to_unicorn(&mut self) {
+        let value = self.rflags();
+        self.put(ffi::env::EFLAGS, value);
+    }
+
+    /// Takes RFLAGS from where `uc_emu_start` left them.
+    pub(super) fn flags_from_unicorn(&mut self) {
+        let value = self.get(ffi::env::EFLAGS);
+        self.set_rflags(value);
+    }
+
+    // ---- Mode ----
+
+    /// Current privilege level.
+    #[inline]
+    #[must_use]
+    pub fn cpl(&self) -> u8 {
+        (self.hidden() & hidden::CPL) as u8
+    }
+
+    /// Operand and address size of the code segment.
+    #[must_use]
+    pub fn code_size(&self) -> CodeSize {
+        let flags = self.hidden();
+        if flags & hidden::CS64 != 0 {
+            CodeSize::Bits64
+        } else if flags & hidden::CS32 != 0 {
+            CodeSize::Bits32
+        } else {
+            CodeSize::Bits16
+        }
+    }
+
+    /// Whether STI or MOV SS holds off interrupts for one instruction. Which of the two it was,
+    /// the translator does not keep.
+    #[must_use]
+    pub fn interrupt_shadow(&self) -> bool {
+        self.hidden() & hidden::INHIBIT_IRQ != 0
+    }
+
+    /// Sets or clears the shadow. A handler that completes an instruction must clear it.
+    pub fn set_interrupt_shadow(&mut self, on: bool) {
+        let flags = self.hidden() & !hidden::INHIBIT_IRQ;
+        self.put(
+            ffi::env::HFLAGS,
+            flags | if on { hidden::INHIBIT_IRQ } else { 0 },
+        );
+    }
+
+    #[inline]
+    pub(super) fn hidden(&self) -> u32 {
+        self.get(ffi::env::HFLAGS)
+    }
+
+    /// Derives the hidden flags from the control registers and segments.
+    ///
+    /// Every setter that matters calls it; CPL is SS.DPL in protected mode (SDM Vol. 3C "Checks on
+    /// Guest Segment Registers" holds the two equal), 3 in virtual-8086 mode and 0 in real mode.
+    pub(super) fn refresh_hidden(&mut self) {
+        const BIG: u32 = 1 << 22;
+        const LONG: u32 = 1 << 21;
+        let (control0, control4) = (self.cr0(), self.cr4());
+        let (cs, ss) = (self.segment_cache(1), self.segment_cache(2));
+        let virtual_8086 = self.get(ffi::env::EFLAGS) & rflags::VM != 0;
+        let protected = control0 & cr0::PE != 0;
+        let long = self.efer() & efer::LMA != 0;
+
+        let mut flags = self.hidden() & hidden::INHIBIT_IRQ | hidden::GUEST;
+        if protected {
+            flags |= hidden::PE;
+            flags |= if virtual_8086 { 3 } else { ss.flags >> 13 & 3 };
+        }
+        flags |= ((control0 as u32) << (hidden::MP_SHIFT - 1)) & hidden::MP_EM_TS;
+        for (on, bit) in [
+            (control4 & cr4::OSFXSR != 0, hidden::OSFXSR),
+            (control4 & cr4::SMAP != 0, hidden::SMAP),
+            (long, hidden::LMA),
+        ] {
+            if on {
+                flags |= bit;
+            }
+        }
+        if long && cs.flags & LONG != 0 {
+            flags |= hidden::CS64 | hidden::CS32 | hidden::SS32;
+        } else {
+            let big_code = cs.flags & BIG != 0;
+            flags |= if big_code { hidden::CS32 } else { 0 };
+            flags |= if ss.flags & BIG != 0 { hidden::SS32 } else { 0 };
+            let flat = [0, 2, 3].iter().all(|&s| self.segment_cache(s).base == 0);
+            if !protected || virtual_8086 || !big_code || !flat {
+                flags |= hidden::ADDSEG;
+            }
+        }
+        self.put(ffi::env::HFLAGS, flags);
+    }
+
+    // ---- Control registers, EFER, MSRs, debug registers ----
+
+    /// CR0.
+    #[must_use]
+    pub fn cr0(&self) -> u64 {
+        self.get(ffi::env::CR.index(0))
+    }
+
+    /// Sets CR0 and the mode that follows from it. EFER.LMA and the TLB stay as they are: setting the
+    /// one and flushing the other are decisions of paging, which is the layer above's.
+    pub fn set_cr0(&mut self, value: u64) {
+        self.put(ffi::env::CR.index(0), value);
+        self.refresh_hidden();
+    }
+
+    /// CR2.
+    #[must_use]
+    pub fn cr2(&self) -> u64 {
+        self.get(ffi::env::CR.index(2))
+    }
+
+    /// Sets CR2.
+    pub fn set_cr2(&mut self, value: u64) {
+        self.put(ffi::env::CR.index(2), value);
+    }
+
+    /// CR3.
+    #[must_use]
+    pub fn cr3(&self) -> u64 {
+        self.get(ffi::env::CR.index(3))
+    }
+
+    /// Sets CR3. Does not flush the TLB.
+    pub fn set_cr3(&mut self, value: u64) {
+        self.put(ffi::env::CR.index(3), value);
+    }
+
+    /// CR4.
+    #[must_use]
+    pub fn cr4(&self) -> u64 {
+        self.get(ffi::env::CR.index(4))
+    }
+
+    /// Sets CR4. Does not flush the TLB.
+    pub fn set_cr4(&mut self, value: u64) {
+        self.put(ffi::env::CR.index(4), value);
+        self.refresh_hidden();
+    }
+
+    /// IA32_EFER.
+    #[must_use]
+    pub fn efer(&self) -> u64 {
+        self.get(ffi::env::EFER)
+    }
+
+    /// Sets IA32_EFER, LMA included.
+    pub fn set_efer(&mut self, value: u64) {
+        self.put(ffi::env::EFER, value);
+        self.refresh_hidden();
+    }
+
+    /// DR0 to DR7; 4 and 5 mean 6 and 7.
+    #[must_use]
+    pub fn dr(&self, number: u8) -> u64 {
+        self.get(ffi::env::DR.index(debug_register(number)))
+    }
+
+    /// Sets a debug register. Unicorn arms no breakpoint for it: comparing addresses with DR0 to DR3
+    /// is the layer above's.
+    pub fn set_dr(&mut self, number: u8, value: u64) {
+        self.put(ffi::env::DR.index(debug_register(number)), value);
+    }
+
+    /// An MSR that translated code uses.
+    #[must_use]
+    pub fn msr(&self, msr: NativeMsr) -> u64 {
+        match msr {
+            NativeMsr::FsBase => self.segment_cache(4).base,
+            NativeMsr::GsBase => self.segment_cache(5).base,
+            NativeMsr::SysenterCs => u64::from(self.get(ffi::env::SYSENTER_CS)),
+            other => self.get(msr_field(other)),
+        }
+    }
+
+    /// Sets an MSR that translated code uses. No checks: WRMSR's are the layer above's.
+    pub fn set_msr(&mut self, msr: NativeMsr, value: u64) {
+        match msr {
+            NativeMsr::FsBase => self.set_segment_base(4, value),
+            NativeMsr::GsBase => self.set_segment_base(5, value),
+            NativeMsr::SysenterCs => self.put(ffi::env::SYSENTER_CS, value as u32),
+            other => self.put(msr_field(other), value),
+        }
+    }
+
+    fn set_segment_base(&mut self, index: usize, base: u64) {
+        let cache = self.segment_cache(index);
+        self.put_segment_cache(index, SegmentCache { base, ..cache });
+    }
+
+    pub(super) fn segment_cache(&self, index: usize) -> SegmentCache {
+        self.get(ffi::env::SEGS.index(index))
+    }
+
+    pub(super) fn put_segment_cache(&mut self, index: usize, cache: SegmentCache) {
+        self.put(ffi::env::SEGS.index(index), cache);
+    }
+
+    /// A word of the feature table.
+    #[must_use]
+    pub fn features(&self, word: FeatureWord) -> u32 {
+        self.get(ffi::env::FEATURES.index(word as usize)) as u32
+    }
+
+    /// Sets a word of the feature table: an instruction whose bit is clear raises #UD. Blocks that
+    /// were translated before keep what they were translated with: call before the first run.
+    pub fn set_features(&mut self, word: FeatureWord, value: u32) {
+        self.put(
+            ffi::env::FEATURES.index(word as usize),
+            u64::from(value),
+        );
+    }
+
+    // ---- Interception ----
+
+    /// Sets which instructions are intercepted, beside those that always are. Takes effect at once.
+    pub fn set_intercepts(&mut self, intercepts: Intercepts) {
+        let all = intercepts.union(Intercepts::ALWAYS);
+        self.put(ffi::env::INTERCEPT, all.codes);
+        self.put(ffi::env::INTERCEPT_CR_READ, all.cr_read);
+        self.put(ffi::env::INTERCEPT_CR_WRITE, all.cr_write);
+        self.put(ffi::env::INTERCEPT_DR_READ, all.dr_read);
+        self.put(ffi::env::INTERCEPT_DR_WRITE, all.dr_write);
+        self.put(ffi::env::INTERCEPT_EXCEPTIONS, u32::MAX);
+    }
+
+    /// Asks for [`super::Intercept::InterruptWindow`] at the first instruction boundary where
+    /// RFLAGS.IF is set and no shadow is on. It comes again and again until this is called with
+    /// `false`, so the handler must call it or close the window.
+    pub fn set_interrupt_request(&mut self, on: bool) {
+        // SAFETY: `cpu` is the live CPUState; the field is one of `ffi::cpu`.
+        unsafe {
+            let others = ffi::cpu::INTERRUPT_REQUEST.read(self.cpu) & !ffi::CPU_INTERRUPT_HARD;
+            let hard = if on { ffi::CPU_INTERRUPT_HARD } else { 0 };
+            ffi::cpu::INTERRUPT_REQUEST.write(self.cpu, others | hard);
+        }
+        if on {
+            // A chain of blocks does not look at the request: have the next block leave it.
+            self.clock.slow_at = 0;
+        }
+    }
+
+    /// Whether an interrupt window is asked for.
+    #[must_use]
+    pub fn interrupt_request(&self) -> bool {
+        // SAFETY: as in `set_interrupt_request`.
+        let request = unsafe { ffi::cpu::INTERRUPT_REQUEST.read(self.cpu) };
+        request & ffi::CPU_INTERRUPT_HARD != 0
+    }
+
+    /// The bytes at RIP, as many as could be fetched, up to 15: set for every intercept and fault but
+    /// fetch faults and interrupt windows (empty then).
+    #[must_use]
+    pub fn instruction_bytes(&self) -> &[u8] {
+        &self.bytes[..self.bytes_len]
+    }
+
+    // ---- Time ----
+
+    /// Instructions executed since the engine was made: exact in every handler but
+    /// [`super::Machine::tlb_fill`], where it is the count at the start of the block.
+    #[must_use]
+    pub fn executed(&self) -> u64 {
+        self.clock.done
+    }
+
+    /// Sets the count (restoring a snapshot). Only between runs or in a handler.
+    pub fn set_executed(&mut self, count: u64) {
+        let remaining = self.clock.remaining();
+        self.clock.done = count;
+        self.clock.limit = count.saturating_add(remaining);
+        self.clock.slow_at = 0;
+    }
+
+    /// Counts instructions that a handler executed itself; they use up the budget too.
+    pub fn retired(&mut self, instructions: u64) {
+        self.clock.done += instructions;
+    }
+
+    /// Makes `run` return before the next block, with [`StopReason::Requested`].
+    pub fn request_stop(&mut self) {
+        self.stop.get_or_insert(StopReason::Requested);
+        self.clock.slow_at = 0;
+    }
+
+    /// Shrinks or extends the current run: it stops when [`Self::executed`] reaches `count`.
+    pub fn set_deadline(&mut self, count: u64) {
+        self.clock.limit = count;
+        self.clock.slow_at = 0;
+    }
+
+    // ---- TLB and code ----
+
+    /// Forgets every translation.
+    pub fn flush_tlb(&mut self) {
+        // SAFETY: `cpu` is the live CPUState; flushing is allowed at any time on its own thread.
+        unsafe { ffi::tlb_flush(self.cpu) }
+    }
+
+    /// Forgets the translation of one page.
+    pub fn flush_page(&mut self, vaddr: u64) {
+        // SAFETY: as in `flush_tlb`.
+        unsafe { ffi::tlb_flush_page(self.cpu, vaddr & !(PAGE_SIZE - 1)) }
+    }
+
+    /// Must follow every write to guest RAM that did not come from guest code: marks the pages dirty
+    /// and discards code translated from them. Addresses outside RAM are ignored.
+    pub fn host_wrote(&mut self, gpa: u64, length: u64) {
+        let mut address = gpa;
+        let end = gpa.saturating_add(length);
+        while address < end {
+            let next = (address & !(PAGE_SIZE - 1)).saturating_add(PAGE_SIZE).min(end);
+            if let Some(page) = self.ram.page(address) {
+                let region = &mut self.ram.regions[page.region];
+                region.dirty.set(page.page);
+                if region.code.get(page.page) {
+                    let start = region.ram_address + (address - region.start);
+                    // SAFETY: the range lies in RAM that this engine has mapped.
+                    unsafe {
+                        ffi::tb_invalidate_phys_range(self.uc, start, start + (next - address));
+                    }
+                }
+            }
+            if next == address {
+                break;
+            }
+            address = next;
+        }
+    }
+
+    /// Guest-physical addresses of the pages written since [`Self::clear_dirty`], ascending in each
+    /// range of RAM.
+    pub fn dirty_pages(&self) -> impl Iterator<Item = u64> + '_ {
+        self.ram
+            .regions
+            .iter()
+            .flat_map(|r| r.dirty.iter().map(|page| r.start + page as u64 * PAGE_SIZE))
+    }
+
+    /// Whether a page was written since [`Self::clear_dirty`].
+    #[must_use]
+    pub fn is_dirty(&self, gpa: u64) -> bool {
+        self.ram
+            .page(gpa)
+            .is_some_and(|p| self.ram.regions[p.region].dirty.get(p.page))
+    }
+
+    /// Clears the marks and flushes the TLB, so that the next store to each page marks it again.
+    pub fn clear_dirty(&mut self) {
+        self.ram.clear_dirty();
+        self.flush_tlb();
+    }
+
+    /// Whether RAM lies at this guest-physical address.
+    #[must_use]
+    pub fn is_ram(&self, gpa: u64) -> bool {
+        self.ram.page(gpa).is_some()
+    }
+
+    /// MMU index of accesses at the current privilege level.
+    pub(super) fn mmu_index(&self) -> i32 {
+        if self.cpl() == 3 {
+            ffi::MMU_USER
+        } else if self.hidden() & hidden::SMAP == 0
+            || self.get(ffi::env::EFLAGS) & rflags::AC != 0
+        {
+            ffi::MMU_SUPERVISOR
+        } else {
+            ffi::MMU_SUPERVISOR_SMAP
+        }
+    }
+
+    /// Host address of a byte of code, through the TLB; may call `tlb_fill`.
+    pub(super) fn code_pointer(&mut self, linear: u64) -> Option<*const u8> {
+        let index = self.mmu_index();
+        // SAFETY: env is live; the function probes and does not leave by a jump.
+        let pointer =
+            unsafe { ffi::tlb_vaddr_to_host(self.env, linear, ffi::MMU_INST_FETCH, index) };
+        (!pointer.is_null()).then_some(pointer.cast_const())
+    }
+
+    /// Up to 15 bytes of code at a linear address.
+    pub(super) fn fetch(&mut self, linear: u64) -> ([u8; MAX_INSTRUCTION_LENGTH], usize) {
+        let mut bytes = [0; MAX_INSTRUCTION_LENGTH];
+        let mut length = 0;
+        while length < bytes.len() {
+            let address = linear.wrapping_add(length as u64);
+            let in_page = (PAGE_SIZE - address % PAGE_SIZE) as usize;
+            let part = in_page.min(bytes.len() - length);
+            // An instruction that ends in this page does not touch the next.
+            if length > 0 && super::hooks::is_complete(&bytes[..length], self.code_size()) {
+                break;
+            }
+            let Some(pointer) = self.code_pointer(address) else {
+                break;
+            };
+            // SAFETY: the pointer is to mapped guest RAM and `part` does not leave the page.
+            unsafe {
+                core::ptr::copy_nonoverlapping(pointer, bytes.as_mut_ptr().add(length), part);
+            }
+            length += part;
+        }
+        (bytes, length)
+    }
+
+    pub(super) fn take_fault_kind(access: i32) -> Access {
+        match access {
+            ffi::MMU_DATA_STORE => Access::Write,
+            ffi::MMU_INST_FETCH => Access::Fetch,
+            _ => Access::Read,
+        }
+    }
+}
+
+const fn debug_register(number: u8) -> usize {
+    match number & 7 {
+        4 => 6,
+        5 => 7,
+        n => n as usize,
+    }
+}
+
+const fn msr_field(msr: NativeMsr) -> Field<u64> {
+    match msr {
+        NativeMsr::Star => ffi::env::STAR,
+        NativeMsr::Lstar => ffi::env::LSTAR,
+        NativeMsr::Cstar => ffi::env::CSTAR,
+        NativeMsr::Fmask => ffi::env::FMASK,
+        NativeMsr::SysenterEsp => ffi::env::SYSENTER_ESP,
+        NativeMsr::SysenterEip => ffi::env::SYSENTER_EIP,
+        NativeMsr::TscAux => ffi::env::TSC_AUX,
+        NativeMsr::Pat => ffi::env::PAT,
+        // FsBase, GsBase and SysenterCs are handled before.
+        _ => ffi::env::KERNEL_GS_BASE,
+    }
+}

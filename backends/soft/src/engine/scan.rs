@@ -1,0 +1,216 @@
+//! Instructions that the translator must not see, found by their bytes before it sees them.
+//!
+//! While a block is translated the engine is asked about every instruction's address; for those that
+//! [`classify`] names it has an intercepted HLT translated instead, so that they arrive un-executed
+//! with RIP exact at no cost to other code. The list is what unicorn 2.1.5 gets wrong: IN and OUT
+//! without permission checks, INS writing memory before it is checked, SYSCALL and SYSENTER as
+//! no-operation, RDRAND from the host's randomness, LOCK BTS with a register operand as an abort of
+//! the process, VEX.128 as legacy SSE, and illegal LOCK forms as legal ones (SDM Vol. 2A "LOCK").
+
+/// An instruction that the layer above must emulate or refuse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Special {
+    /// IN, OUT, INS or OUTS (one iteration of a repeated one).
+    Io,
+    /// SYSCALL.
+    Syscall,
+    /// SYSENTER.
+    Sysenter,
+    /// INT1.
+    Int1,
+    /// RDRAND.
+    Rdrand,
+    /// RDSEED.
+    Rdseed,
+    /// XGETBV.
+    Xgetbv,
+    /// XSETBV.
+    Xsetbv,
+    /// UMONITOR, UMWAIT or TPAUSE.
+    UserWait,
+    /// Undefined on this processor: an illegal LOCK prefix, VEX without AVX, VMREAD and VMWRITE with
+    /// an operand-size or repeat prefix.
+    Undefined,
+}
+
+/// Operand and address size that the code segment gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CodeSize {
+    /// 16-bit code, real mode included.
+    Bits16,
+    /// 32-bit code.
+    Bits32,
+    /// 64-bit code.
+    Bits64,
+}
+
+impl CodeSize {
+    /// 16, 32 or 64, as a decoder takes it.
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        match self {
+            Self::Bits16 => 16,
+            Self::Bits32 => 32,
+            Self::Bits64 => 64,
+        }
+    }
+}
+
+/// The longest instruction (SDM Vol. 2A "Instruction Format").
+pub const MAX_INSTRUCTION_LENGTH: usize = 15;
+
+/// Names the instruction that starts at `bytes`, if it is one that must not be translated.
+///
+/// Too few bytes to tell answer `None`: the fetch of the rest faults.
+#[must_use]
+pub(super) fn classify(bytes: &[u8], size: CodeSize) -> Option<Special> {
+    let (mut lock, mut operand_size, mut repeat) = (false, false, false);
+    let mut rest = bytes.iter().copied().take(MAX_INSTRUCTION_LENGTH);
+    let opcode = loop {
+        match rest.next()? {
+            0xf0 => lock = true,
+            0x66 => operand_size = true,
+            0xf2 | 0xf3 => repeat = true,
+            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
+            0x40..=0x4f if size == CodeSize::Bits64 => {}
+            opcode => break opcode,
+        }
+    };
+    let special = match opcode {
+        0x0f => return two_byte(&mut rest, lock, operand_size || repeat),
+        0x6c..=0x6f | 0xe4..=0xe7 | 0xec..=0xef => Special::Io,
+        0xf1 => Special::Int1,
+        0xc4 | 0xc5 => return vex(opcode, &mut rest, size),
+        _ if lock => return illegal_lock(one_byte_lock(opcode, rest.next()?, size)),
+        _ => return None,
+    };
+    Some(if lock { Special::Undefined } else { special })
+}
+
+fn two_byte(
+    rest: &mut impl Iterator<Item = u8>,
+    lock: bool,
+    prefixed: bool,
+) -> Option<Special> {
+    let opcode = rest.next()?;
+    let special = match opcode {
+        0x05 => Special::Syscall,
+        0x34 => Special::Sysenter,
+        0x01 if !lock => match rest.next()? {
+            0xd0 => Special::Xgetbv,
+            0xd1 => Special::Xsetbv,
+            _ => return None,
+        },
+        0x78 | 0x79 if prefixed => Special::Undefined,
+        0xae if prefixed && !lock => match rest.next()? {
+            // Memory forms are CLFLUSHOPT and CLWB.
+            0xf0..=0xf7 => Special::UserWait,
+            _ => return None,
+        },
+        0xc7 => match rest.next()? {
+            0xf0..=0xf7 if !lock => Special::Rdrand,
+            // With F3 this is RDPID, which the translator knows.
+            0xf8..=0xff if !lock && !prefixed => Special::Rdseed,
+            modrm if lock => return illegal_lock(modrm < 0xc0 && modrm >> 3 & 7 == 1),
+            _ => return None,
+        },
+        _ if lock => return illegal_lock(two_byte_lock(opcode, rest.next()?)),
+        _ => return None,
+    };
+    Some(if lock { Special::Undefined } else { special })
+}
+
+fn illegal_lock(legal: bool) -> Option<Special> {
+    (!legal).then_some(Special::Undefined)
+}
+
+fn one_byte_lock(opcode: u8, modrm: u8, size: CodeSize) -> bool {
+    let extension = modrm >> 3 & 7;
+    let lockable = match opcode {
+        // ADD, OR, ADC, SBB, AND, SUB, XOR to r/m; CMP (38, 39) not.
+        0x00..=0x37 => opcode & 7 < 2,
+        0x80 | 0x81 | 0x83 => extension != 7,
+        0x82 => extension != 7 && size != CodeSize::Bits64,
+        0x86 | 0x87 => true,
+        // NOT and NEG; INC and DEC.
+        0xf6 | 0xf7 => extension == 2 || extension == 3,
+        0xfe | 0xff => extension < 2,
+        _ => false,
+    };
+    lockable && modrm < 0xc0
+}
+
+fn two_byte_lock(opcode: u8, modrm: u8) -> bool {
+    let lockable = match opcode {
+        // BTS, BTR, BTC; CMPXCHG; XADD.
+        0xab | 0xb3 | 0xbb | 0xb0 | 0xb1 | 0xc0 | 0xc1 => true,
+        0xba => modrm >> 3 & 7 >= 5,
+        _ => false,
+    };
+    lockable && modrm < 0xc0
+}
+
+/// VEX encodings: BMI stays with the translator, the rest (AVX) does not exist here.
+fn vex(opcode: u8, rest: &mut impl Iterator<Item = u8>, size: CodeSize) -> Option<Special> {
+    let first = rest.next()?;
+    if size != CodeSize::Bits64 && first < 0xc0 {
+        // LES or LDS.
+        return None;
+    }
+    if opcode == 0xc5 {
+        return Some(Special::Undefined);
+    }
+    let _ = rest.next()?;
+    match (first & 31, rest.next()?) {
+        (2, 0xf2 | 0xf3 | 0xf5..=0xf7) | (3, 0xf0) => None,
+        _ => Some(Special::Undefined),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_what_must_not_be_translated() {
+        use CodeSize::{Bits16, Bits32, Bits64};
+        let cases: &[(&[u8], CodeSize, Option<Special>)] = &[
+            (&[0xe4, 0x10], Bits32, Some(Special::Io)),
+            (&[0xf3, 0x66, 0x6f], Bits64, Some(Special::Io)),
+            (&[0xf3, 0x48, 0x6d], Bits64, Some(Special::Io)),
+            (&[0x48], Bits32, None),
+            (&[0x0f, 0x05], Bits64, Some(Special::Syscall)),
+            (&[0x0f, 0x34], Bits32, Some(Special::Sysenter)),
+            (&[0xf1], Bits16, Some(Special::Int1)),
+            (&[0x48, 0x0f, 0xc7, 0xf0], Bits64, Some(Special::Rdrand)),
+            (&[0x0f, 0xc7, 0xf9], Bits64, Some(Special::Rdseed)),
+            (&[0xf3, 0x0f, 0xc7, 0xf9], Bits64, None),
+            (&[0x0f, 0xc7, 0x30], Bits64, None),
+            (&[0x0f, 0x01, 0xd1], Bits64, Some(Special::Xsetbv)),
+            (&[0x0f, 0x01, 0xc1], Bits64, None),
+            (&[0x66, 0x0f, 0xae, 0xf1], Bits64, Some(Special::UserWait)),
+            (&[0x0f, 0xae, 0xf0], Bits64, None),
+            (&[0x0f, 0x78, 0xc0], Bits64, None),
+            (&[0x66, 0x0f, 0x78, 0xc0], Bits64, Some(Special::Undefined)),
+            (&[0xf0, 0x0f, 0xab, 0xc8], Bits64, Some(Special::Undefined)),
+            (&[0xf0, 0x48, 0x0f, 0xab, 0xc8], Bits64, Some(Special::Undefined)),
+            (&[0xf0, 0x0f, 0xab, 0x08], Bits64, None),
+            (&[0xf0, 0x0f, 0xba, 0xe8, 3], Bits64, Some(Special::Undefined)),
+            (&[0xf0, 0x0f, 0xba, 0x20, 3], Bits64, Some(Special::Undefined)),
+            (&[0xf0, 0x0f, 0xba, 0x28, 3], Bits64, None),
+            (&[0xf0, 0x0f, 0xc7, 0x08], Bits64, None),
+            (&[0xf0, 0x01, 0x08], Bits64, None),
+            (&[0xf0, 0x39, 0x08], Bits64, Some(Special::Undefined)),
+            (&[0xf0, 0x90], Bits64, None),
+            (&[0xf0, 0x90, 0x90], Bits64, Some(Special::Undefined)),
+            (&[0xf0, 0x87, 0x08], Bits64, None),
+            (&[0xc5, 0xf8, 0x28, 0xc1], Bits64, Some(Special::Undefined)),
+            (&[0xc5, 0x06], Bits32, None),
+            (&[0xc4, 0xe2, 0x78, 0xf2, 0xc1], Bits64, None),
+            (&[0xc4, 0xe2, 0x79, 0x18, 0xc1], Bits64, Some(Special::Undefined)),
+        ];
+        for (bytes, size, expected) in cases {
+            assert_eq!(classify(bytes, *size), *expected, "{bytes:x?} {size:?}");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Between engine and processor: registers go across, events come back, translations are answered.
+
+use crate::decode;
+use crate::engine::{
+    Action, Env, Fault, Fill, FillRequest, Intercept, Intercepts, Machine, Mmio, NativeMsr, TlbEntry,
+};
+use crate::processor::{Processor, kind};
+use iced_x86::Register;
+use nvmx_core::cpu::Interruptibility;
+use nvmx_core::paging::{self, Access, WalkFault};
+use nvmx_core::vcpu::Exit;
+use nvmx_core::vmx::controls::{Primary, Secondary};
+use nvmx_core::x86::control::rflags;
+use nvmx_core::x86::{Event, Exception};
+
+/// The processor with what one run adds.
+pub(crate) struct Runner<'a> {
+    /// The processor.
+    pub(crate) processor: &'a mut Processor,
+    /// Stop when this many instructions have been executed since the machine started.
+    pub(crate) last_instruction: u64,
+    /// Stop when this many nested events have happened since the machine started.
+    pub(crate) last_event: u64,
+    /// Why a handler stopped the engine.
+    pub(crate) exit: Option<Exit>,
+}
+
+/// Takes the engine's registers over into the processor.
+pub(crate) fn sync_in(processor: &mut Processor, env: &Env) {
+    let cpu = &mut processor.cpu;
+    cpu.regs = env.regs();
+    env.read_sregs(&mut cpu.sregs);
+    cpu.msrs.kernel_gs_base = env.msr(NativeMsr::KernelGsBase);
+    cpu.tsc.ticks = env.executed().wrapping_add(processor.idle_ticks);
+    cpu.interruptibility.remove(Interruptibility::STI | Interruptibility::MOV_SS);
+    if env.interrupt_shadow() {
+        // The translator does not keep which of the two it was. With RFLAGS.IF clear it was MOV SS.
+        let shadow = if cpu.regs.rflags & rflags::IF == 0 { Interruptibility::MOV_SS } else { Interruptibility::STI };
+        cpu.interruptibility.insert(shadow);
+    }
+}
+
+/// Puts the processor's registers back into the engine, with everything that follows from them.
+pub(crate) fn sync_out(processor: &mut Processor, env: &mut Env) {
+    let retired = processor.cpu.tsc.ticks.wrapping_sub(processor.idle_ticks).wrapping_sub(env.executed());
+    if retired != 0 {
+        env.retired(retired);
+    }
+    let cpu = &processor.cpu;
+    env.set_regs(&cpu.regs);
+    env.write_sregs(&cpu.sregs);
+    env.set_debug_regs(&cpu.debug);
+    env.set_msr(NativeMsr::KernelGsBase, cpu.msrs.kernel_gs_base);
+    env.set_msr(NativeMsr::Star, cpu.msrs.star);
+    env.set_msr(NativeMsr::SysenterCs, cpu.msrs.sysenter_cs);
+    env.set_msr(NativeMsr::TscAux, cpu.msrs.tsc_aux);
+    env.set_interrupt_shadow(cpu.interruptibility.intersects(Interruptibility::STI | Interruptibility::MOV_SS));
+    processor.ram.take_written(|address, length| env.host_wrote(address, length));
+    let effects = std::mem::take(&mut processor.effects);
+    if effects.flush {
+        env.flush_tlb();
+    } else if let Some(page) = effects.flush_page {
+        env.flush_page(page);
+    }
+    if effects.controls {
+        env.set_intercepts(intercepts(processor));
+    }
+    env.set_interrupt_request(processor.wants_interrupt_window());
+}
+
+/// What the engine must report beside what it always does.
+fn intercepts(processor: &Processor) -> Intercepts {
+    let mut set = Intercepts::ALWAYS;
+    if processor.iret_ends_blocking() {
+        set = set.with(Intercept::Iret);
+    }
+    if !processor.cpu.vmx.guest_mode {
+        return set;
+    }
+    let wanted = &processor.intercepts;
+    for (on, intercept) in [
+        (wanted.cr0_mask != 0, Intercept::CrRead(0)),
+        (wanted.cr4_mask != 0, Intercept::CrRead(4)),
+        (wanted.primary.contains(Primary::CR3_STORE_EXITING), Intercept::CrRead(3)),
+        (wanted.primary.contains(Primary::INVLPG_EXITING), Intercept::Invlpg),
+        (wanted.primary.contains(Primary::PAUSE_EXITING), Intercept::Pause),
+    ] {
+        if on {
+            set = set.with(intercept);
+        }
+    }
+    if wanted.primary.contains(Primary::MOV_DR_EXITING) {
+        for number in 0..8 {
+            set = set.with(Intercept::DrRead(number));
+        }
+    }
+    if wanted.secondary.contains(Secondary::DESCRIPTOR_TABLE_EXITING) {
+        for intercept in [
+            Intercept::IdtrRead,
+            Intercept::GdtrRead,
+            Intercept::LdtrRead,
+            Intercept::TrRead,
+            Intercept::IdtrWrite,
+            Intercept::GdtrWrite,
+            Intercept::LdtrWrite,
+            Intercept::TrWrite,
+        ] {
+            set = set.with(intercept);
+        }
+    }
+    set
+}
+
+impl Runner<'_> {
+    /// How many instructions the engine may run from here until the model must look again.
+    pub(crate) fn deadline(&self, executed: u64) -> u64 {
+        let processor = &*self.processor;
+        let mut deadline = self.last_instruction;
+        let stepping = processor.one_instruction
+            || processor.waits_for_shadow()
+            || (processor.in_l2() && processor.primary_controls().contains(Primary::MONITOR_TRAP_FLAG));
+        if stepping {
+            deadline = deadline.min(executed.saturating_add(1));
+        }
+        if let Some(tsc) = processor.next_deadline() {
+            let ticks = tsc.saturating_sub(processor.cpu.tsc.l1());
+            deadline = deadline.min(executed.saturating_add(ticks.max(1)));
+        }
+        deadline
+    }
+
+    /// After a handler: stop, or go on with the state put back.
+    fn finish(&mut self, env: &mut Env, exit: Option<Exit>) -> Action {
+        sync_out(self.processor, env);
+        if exit.is_some() {
+            self.exit = exit;
+            return Action::Stop;
+        }
+        if self.processor.event_count >= self.last_event || env.executed() >= self.last_instruction {
+            self.exit = Some(Exit::Budget);
+            return Action::Stop;
+        }
+        env.set_deadline(self.deadline(env.executed()));
+        Action::Continue
+    }
+
+    fn access(request: &FillRequest) -> Access {
+        Access { kind: kind(request.access), user: request.user, implicit_supervisor: false }
+    }
+}
+
+impl Machine for Runner<'_> {
+    fn intercept(&mut self, env: &mut Env, intercept: Intercept, error_code: u32) -> Action {
+        sync_in(self.processor, env);
+        let exit = self.processor.handle(intercept, error_code, env.instruction_bytes());
+        self.finish(env, exit)
+    }
+
+    fn tlb_fill(&mut self, env: &mut Env, request: &FillRequest) -> Fill {
+        let processor = &mut *self.processor;
+        if !processor.regime.is_canonical(request.vaddr) {
+            return Fill::Fault;
+        }
+        processor.regime.alignment_check = !request.smap;
+        let mapping = paging::translate(&processor.ram, &processor.regime, request.vaddr, Self::access(request));
+        processor.keep_log_index();
+        processor.ram.take_written(|address, length| env.host_wrote(address, length));
+        match mapping {
+            Err(_) => Fill::Fault,
+            Ok(mapping) => {
+                let gpa = mapping.physical.0;
+                if !processor.ram.contains(gpa, 1) || processor.is_apic_page(gpa) {
+                    return Fill::Mmio { gpa };
+                }
+                Fill::Map(TlbEntry {
+                    gpa,
+                    readable: mapping.readable,
+                    writable: mapping.writable,
+                    executable: mapping.executable,
+                })
+            }
+        }
+    }
+
+    fn fault(&mut self, env: &mut Env, fault: &Fault) -> Action {
+        sync_in(self.processor, env);
+        let request = &fault.request;
+        let processor = &mut *self.processor;
+        let exit = if processor.regime.is_canonical(request.vaddr) {
+            processor.regime.alignment_check = !request.smap;
+            let result = paging::translate(&processor.ram, &processor.regime, request.vaddr, Self::access(request));
+            processor.keep_log_index();
+            match result {
+                // What refused the access before is gone: an entry that a walk since then completed.
+                Ok(_) => None,
+                Err(fault) => processor.walk_fault(fault, request.read_modify_write),
+            }
+        } else {
+            let vector = if uses_stack(processor, env.instruction_bytes()) { Exception::SS } else { Exception::GP };
+            processor.raise_and_look(Event::exception(Exception { vector, error_code: Some(0), payload: 0 }))
+        };
+        self.finish(env, exit)
+    }
+
+    fn mmio(&mut self, env: &mut Env, _access: &Mmio) -> Action {
+        sync_in(self.processor, env);
+        let exit = self.processor.mmio(env.instruction_bytes());
+        self.finish(env, exit)
+    }
+}
+
+/// Whether the instruction's access goes through SS: a fault of canonicality is then #SS
+/// (SDM Vol. 1 "Canonical Addressing").
+fn uses_stack(processor: &Processor, bytes: &[u8]) -> bool {
+    let cpu = &processor.cpu;
+    decode::decode(bytes, decode::code_bits(cpu), cpu.regs.rip).is_some_and(|instruction| {
+        instruction.is_stack_instruction() || instruction.memory_segment() == Register::SS
+    })
+}
+
+impl Processor {
+    /// A page walk refused an access of the instruction at RIP.
+    fn walk_fault(&mut self, fault: WalkFault, read_modify_write: bool) -> Option<Exit> {
+        match fault {
+            WalkFault::PageFault(exception) => self.raise_and_look(Event::exception(exception)),
+            WalkFault::Ept(fault) => self.ept_fault(&fault, read_modify_write),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! What happens between two instructions, in the order of priority (SDM Vol. 3A "Priority Among
+//! Concurrent Events", Vol. 3C "Other Causes of VM Exits", "Event Injection").
+
+use super::Processor;
+use nvmx_core::cpu::{Activity, Interruptibility};
+use nvmx_core::vcpu::Exit;
+use nvmx_core::vmx::controls::Primary;
+use nvmx_core::vmx::entry;
+use nvmx_core::vmx::exit::{ExitReason, VmExit};
+use nvmx_core::x86::control::rflags;
+use nvmx_core::x86::{Event, Exception};
+
+/// Bits of the pending-debug-exceptions field that make a #DB pending: enabled breakpoint, RTM, BS.
+const DEBUG_PENDING: u64 = 1 << 12 | 1 << 14 | 1 << 16;
+
+impl Processor {
+    /// Delivers or reflects what is pending, until an instruction may run. `Some` is an exit to user
+    /// space.
+    pub(crate) fn boundary(&mut self) -> Option<Exit> {
+        loop {
+            self.apic.poll(self.cpu.tsc.l1());
+            match self.next_event() {
+                Next::Run => return None,
+                Next::Again => {}
+                Next::User(exit) => return Some(exit),
+                Next::Idle => {
+                    let Some(deadline) = self.next_deadline() else {
+                        return Some(Exit::Hlt);
+                    };
+                    let now = self.cpu.tsc.l1();
+                    let skipped = deadline.saturating_sub(now).max(1);
+                    self.idle_ticks = self.idle_ticks.wrapping_add(skipped);
+                    self.cpu.tsc.ticks = self.cpu.tsc.ticks.wrapping_add(skipped);
+                }
+            }
+        }
+    }
+
+    fn next_event(&mut self) -> Next {
+        if self.cpu.activity == Activity::Shutdown {
+            return Next::User(Exit::Shutdown);
+        }
+        if self.cpu.triple_fault_pending {
+            return Next::from(self.triple_fault());
+        }
+        // What VM entry injected comes before all else.
+        if let Some(event) = self.cpu.injected {
+            return Next::from(self.deliver(event));
+        }
+        if let Some(exception) = self.cpu.pending_exception.take() {
+            return Next::from(self.raise(Event::exception(exception)));
+        }
+        if self.in_l2() && self.cpu.vmx.mtf_pending {
+            self.cpu.vmx.mtf_pending = false;
+            return self.reflect(VmExit::new(ExitReason::MONITOR_TRAP_FLAG));
+        }
+        let blocked_by_mov_ss = self.cpu.interruptibility.contains(Interruptibility::MOV_SS);
+        if self.cpu.pending_debug & DEBUG_PENDING != 0 && !blocked_by_mov_ss {
+            let dr6 = std::mem::take(&mut self.cpu.pending_debug) & !(1 << 12);
+            let exception = Exception { vector: Exception::DB, error_code: None, payload: dr6 };
+            return Next::from(self.raise(Event::exception(exception)));
+        }
+        if self.in_l2() && entry::preemption_timer_expired(&self.cpu) {
+            return self.reflect(VmExit::new(ExitReason::PREEMPTION_TIMER));
+        }
+        if let Some(next) = self.nmi() {
+            return next;
+        }
+        if let Some(next) = self.external_interrupt() {
+            return next;
+        }
+        if self.cpu.activity == Activity::Active { Next::Run } else { Next::Idle }
+    }
+
+    fn nmi(&mut self) -> Option<Next> {
+        const SHADOWS: Interruptibility = Interruptibility::STI.union(Interruptibility::MOV_SS);
+        let blocked = self.cpu.interruptibility.intersects(SHADOWS.union(Interruptibility::NMI));
+        if self.in_l2() && let Some(exit) = self.intercepts.nmi_window(&self.cpu) {
+            return Some(self.reflect(exit));
+        }
+        if self.cpu.nmi_pending == 0 {
+            return None;
+        }
+        if self.in_l2() && let Some(exit) = self.intercepts.nmi() {
+            // With virtual NMIs the blocking bit speaks of virtual ones and does not hold this one off.
+            let held = if self.intercepts.virtual_nmis() { SHADOWS } else { SHADOWS | Interruptibility::NMI };
+            if self.cpu.interruptibility.intersects(held) {
+                return None;
+            }
+            self.cpu.nmi_pending -= 1;
+            return Some(self.reflect(exit));
+        }
+        if blocked {
+            return None;
+        }
+        self.cpu.nmi_pending -= 1;
+        self.cpu.interruptibility.insert(Interruptibility::NMI);
+        self.effects.controls = true;
+        Some(Next::from(self.deliver(Event::NMI)))
+    }
+
+    fn external_interrupt(&mut self) -> Option<Next> {
+        if self.in_l2() && let Some(exit) = self.intercepts.interrupt_window(&self.cpu) {
+            return Some(self.reflect(exit));
+        }
+        let open = self.interrupts_open();
+        let exits = self.in_l2() && self.intercepts.wants_external_interrupts();
+        if !open && !exits {
+            return None;
+        }
+        self.apic.pending_interrupt()?;
+        if exits {
+            // External interrupts exit whatever RFLAGS.IF says (SDM Vol. 3C "Changes to the Blocking
+            // of Events"); the instruction after STI or MOV SS is left to run first.
+            if self.cpu.interruptibility.intersects(Interruptibility::STI | Interruptibility::MOV_SS) {
+                return None;
+            }
+            let vector = if self.intercepts.acknowledges_interrupts() { self.apic.acknowledge() } else { None };
+            return Some(self.reflect(VmExit::external_interrupt(vector)));
+        }
+        let vector = self.apic.acknowledge()?;
+        Some(Next::from(self.deliver(Event::interrupt(vector))))
+    }
+
+    /// Whether a maskable interrupt could be delivered now.
+    fn interrupts_open(&self) -> bool {
+        self.cpu.regs.rflags & rflags::IF != 0
+            && !self.cpu.interruptibility.intersects(Interruptibility::STI | Interruptibility::MOV_SS)
+    }
+
+    /// Whether something waits for RFLAGS.IF or the end of a shadow: the engine must report the window.
+    pub(crate) fn wants_interrupt_window(&self) -> bool {
+        let window = self.in_l2() && self.primary_controls().contains(Primary::INTERRUPT_WINDOW_EXITING);
+        (window || self.apic.pending_interrupt().is_some()) && !self.interrupts_open()
+    }
+
+    /// Whether something is held off by a shadow alone, which ends with one instruction whatever
+    /// RFLAGS.IF says.
+    pub(crate) fn waits_for_shadow(&self) -> bool {
+        self.cpu.interruptibility.intersects(Interruptibility::STI | Interruptibility::MOV_SS)
+            && (self.cpu.nmi_pending > 0
+                || self.cpu.pending_debug & DEBUG_PENDING != 0
+                || (self.in_l2()
+                    && (self.primary_controls().contains(Primary::NMI_WINDOW_EXITING)
+                        || self.apic.pending_interrupt().is_some())))
+    }
+
+    /// L1's TSC at which a timer does something next.
+    pub(crate) fn next_deadline(&self) -> Option<u64> {
+        let preemption = self.in_l2().then(|| entry::preemption_timer_deadline(&self.cpu)).flatten();
+        match (self.apic.next_deadline(), preemption) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Primary processor-based controls in force.
+    pub(crate) fn primary_controls(&self) -> Primary {
+        self.intercepts.primary
+    }
+
+    fn reflect(&mut self, exit: VmExit) -> Next {
+        self.exit_to_l1(&exit);
+        Next::Again
+    }
+}
+
+/// What the boundary found.
+enum Next {
+    /// Nothing: the next instruction may run.
+    Run,
+    /// Something was done; look again.
+    Again,
+    /// The processor sleeps.
+    Idle,
+    /// User space must see it.
+    User(Exit),
+}
+
+impl From<Option<Exit>> for Next {
+    fn from(exit: Option<Exit>) -> Self {
+        exit.map_or(Self::Again, Self::User)
+    }
+}

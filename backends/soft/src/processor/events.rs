@@ -1,0 +1,194 @@
+//! Exceptions and events on their way: to L1 as a VM exit, or through the IDT of whoever runs
+//! (SDM Vol. 3C "Exceptions and Event-Delivery VM Exits", Vol. 3A "Interrupt and Exception Handling").
+
+use super::mmu::DeliveryMemory;
+use super::{Done, Outcome, Processor, Trap, unsupported, vmx};
+use iced_x86::{Code, Instruction};
+use nvmx_core::cpu::Activity;
+use nvmx_core::delivery::{self, Combined, DeliveryFault};
+use nvmx_core::vcpu::Exit;
+use nvmx_core::vmx::controls::Primary;
+use nvmx_core::vmx::ept::EptFault;
+use nvmx_core::vmx::exit::VmExit;
+use nvmx_core::x86::control::rflags;
+use nvmx_core::x86::{Event, EventKind, Exception};
+
+impl Processor {
+    /// An exception that the engine found while running an instruction natively.
+    pub(super) fn native_exception(&mut self, vector: u8, error_code: u32) -> Outcome {
+        let exception = match vector {
+            Exception::DB => {
+                // The only #DB that the engine raises is the single-step trap; RIP is behind.
+                const BS: u64 = 1 << 14;
+                return self.debug_trap(BS);
+            }
+            Exception::DF | Exception::TS | Exception::NP | Exception::SS | Exception::GP | Exception::AC => {
+                Exception { vector, error_code: Some(error_code), payload: 0 }
+            }
+            Exception::PF => Exception::page_fault(error_code, self.cpu.sregs.cr2),
+            _ => Exception { vector, error_code: None, payload: 0 },
+        };
+        Err(exception.into())
+    }
+
+    fn debug_trap(&mut self, dr6: u64) -> Outcome {
+        Err(Exception { vector: Exception::DB, error_code: None, payload: dr6 }.into())
+    }
+
+    /// INT n, INT3, INTO, INT1.
+    pub(super) fn software_interrupt(&mut self, instruction: &Instruction) -> Outcome {
+        let (kind, vector) = match instruction.code() {
+            Code::Int3 => (EventKind::SoftwareException, Exception::BP),
+            Code::Into if self.cpu.regs.rflags & rflags::OF == 0 => return Ok(Done::Retired),
+            Code::Into => (EventKind::SoftwareException, Exception::OF),
+            Code::Int1 => (EventKind::PrivilegedSoftwareException, Exception::DB),
+            _ => (EventKind::SoftwareInterrupt, instruction.immediate8()),
+        };
+        Err(Trap::Software(Event {
+            kind,
+            vector,
+            error_code: None,
+            instruction_length: instruction.len() as u8,
+            payload: 0,
+        }))
+    }
+
+    /// Gives an event that came up to whom it belongs: L1 if it intercepts it, else the IDT.
+    /// `Some` is an exit to user space.
+    pub(super) fn raise(&mut self, event: Event) -> Option<Exit> {
+        if let Some(exit) = self.intercepted(&event) {
+            self.exit_to_l1(&exit);
+            return None;
+        }
+        self.deliver(event)
+    }
+
+    fn intercepted(&self, event: &Event) -> Option<VmExit> {
+        if self.in_l2() { self.intercepts.event(event) } else { None }
+    }
+
+    /// Delivers an event through the IDT, and whatever comes up on the way.
+    pub(super) fn deliver(&mut self, first: Event) -> Option<Exit> {
+        let mut event = first;
+        loop {
+            if event.kind == EventKind::HardwareException && (event.vector == Exception::PF || event.vector == Exception::DB) {
+                let exception = Exception { vector: event.vector, error_code: event.error_code, payload: event.payload };
+                delivery::apply_payload(&mut self.cpu, &exception);
+            }
+            let fault = match self.try_deliver(&event) {
+                Ok(()) => {
+                    self.cpu.injected = None;
+                    // A monitor-trap-flag exit is then pending before the handler's first instruction
+                    // (SDM Vol. 3C "Monitor Trap Flag").
+                    if self.in_l2() && self.primary_controls().contains(Primary::MONITOR_TRAP_FLAG) {
+                        self.cpu.vmx.mtf_pending = true;
+                    }
+                    self.cpu.activity = Activity::Active;
+                    return None;
+                }
+                Err(fault) => fault,
+            };
+            // An exit from here on reports the event under delivery as IDT vectoring.
+            self.cpu.injected = Some(event);
+            match fault {
+                DeliveryFault::Unsupported(what) => {
+                    let Trap::User(exit) = unsupported(what) else { return None };
+                    return Some(exit);
+                }
+                DeliveryFault::Ept(fault) => {
+                    self.exit_to_l1(&vmx::ept_exit(&fault));
+                    return None;
+                }
+                DeliveryFault::Exception(second) => {
+                    // L1 judges the second exception before the two become a double fault
+                    // (SDM Vol. 3C "Exceptions and Event-Delivery VM Exits": the exception bitmap is
+                    // consulted for the exception that occurs, #DF only where it would be raised).
+                    match delivery::combine(&event, &second) {
+                        Combined::Serial => {
+                            let next = Event::exception(second);
+                            if let Some(exit) = self.intercepted(&next) {
+                                self.exit_to_l1(&exit);
+                                return None;
+                            }
+                            event = next;
+                        }
+                        Combined::DoubleFault => {
+                            let occurring = Event::exception(second);
+                            if let Some(exit) = self.intercepted(&occurring) {
+                                self.exit_to_l1(&exit);
+                                return None;
+                            }
+                            let double = Event::exception(Exception {
+                                vector: Exception::DF,
+                                error_code: Some(0),
+                                payload: 0,
+                            });
+                            if let Some(exit) = self.intercepted(&double) {
+                                self.exit_to_l1(&exit);
+                                return None;
+                            }
+                            event = double;
+                        }
+                        Combined::TripleFault => {
+                            self.cpu.injected = None;
+                            return self.triple_fault();
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn try_deliver(&mut self, event: &Event) -> Result<(), DeliveryFault> {
+        // Delivery works on a copy of the processor, so that the memory it goes through may borrow us.
+        let mut cpu = std::mem::take(&mut self.scratch);
+        cpu.regs = self.cpu.regs;
+        cpu.sregs = self.cpu.sregs;
+        cpu.debug = self.cpu.debug;
+        cpu.interruptibility = self.cpu.interruptibility;
+        cpu.activity = self.cpu.activity;
+        cpu.msrs = self.cpu.msrs;
+        cpu.model.clone_from(&self.cpu.model);
+        let result = delivery::deliver(&mut cpu, &mut DeliveryMemory(self), event);
+        if result.is_ok() {
+            self.cpu.regs = cpu.regs;
+            self.cpu.sregs = cpu.sregs;
+            self.cpu.debug = cpu.debug;
+            self.cpu.interruptibility = cpu.interruptibility;
+            self.cpu.activity = cpu.activity;
+        }
+        self.scratch = cpu;
+        result
+    }
+
+    /// A triple fault: an exit of L2, or L1's shutdown.
+    pub(super) fn triple_fault(&mut self) -> Option<Exit> {
+        self.cpu.triple_fault_pending = false;
+        if self.in_l2() {
+            let exit = self.intercepts.triple_fault();
+            self.exit_to_l1(&exit);
+            return None;
+        }
+        self.cpu.activity = Activity::Shutdown;
+        Some(Exit::Shutdown)
+    }
+}
+
+impl Processor {
+    /// [`Processor::raise`], then what is pending at the boundary.
+    pub(crate) fn raise_and_look(&mut self, event: Event) -> Option<Exit> {
+        self.raise(event).or_else(|| self.boundary())
+    }
+
+    /// An access of the instruction at RIP met L1's EPT.
+    pub(crate) fn ept_fault(&mut self, fault: &EptFault, read_modify_write: bool) -> Option<Exit> {
+        let mut exit = vmx::ept_exit(fault);
+        if read_modify_write && matches!(fault, EptFault::Violation { .. }) {
+            // Read and write in one access (SDM Vol. 3C, table "Exit Qualification for EPT
+            // Violations", bits 0 and 1).
+            exit.qualification |= 1;
+        }
+        self.exit_to_l1(&exit);
+        self.boundary()
+    }
+}

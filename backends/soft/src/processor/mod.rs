@@ -1,0 +1,267 @@
+//! One logical processor of the machine: what the engine cannot run, and everything of VMX, between
+//! the engine (below) and the vCPU trait (above).
+//!
+//! [`Processor::handle`] takes one intercepted instruction or exception. A handler answers with how
+//! it ended ([`Done`], or [`Trap`] for what came up instead), [`Processor::settle`] turns that into a
+//! new state: retired, fault delivered through the IDT, VM exit to L1, or an [`Exit`] to user space.
+//! [`boundary`] then looks at what is pending between two instructions.
+
+mod boundary;
+mod control;
+mod events;
+mod io;
+mod mmio;
+mod mmu;
+mod operands;
+mod system;
+mod syscall;
+mod vmx;
+
+pub(crate) use mmu::kind;
+
+use crate::decode;
+use crate::engine::{Intercept, Special};
+use crate::ram::Ram;
+use iced_x86::Instruction;
+use nvmx_core::apic::Apic;
+use nvmx_core::cpu::{Cpu, Interruptibility};
+use nvmx_core::paging::{Regime, WalkFault};
+use nvmx_core::vcpu::{Exit, NestedEvent};
+use nvmx_core::vmx::controls::Primary;
+use nvmx_core::vmx::exit::VmExit;
+use nvmx_core::vmx::intercepts::Intercepts;
+use nvmx_core::x86::control::rflags;
+use nvmx_core::x86::{Event, Exception};
+
+/// How an interpreted instruction ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Done {
+    /// It is complete: RIP goes on behind it.
+    Retired,
+    /// It set RIP itself, or must run again.
+    Jumped,
+}
+
+/// What came up instead.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Trap {
+    /// A fault of the instruction.
+    Fault(Exception),
+    /// INT n, INT3, INTO or INT1: an event to be delivered, RIP at the instruction.
+    Software(Event),
+    /// L1 wants it.
+    Exit(VmExit),
+    /// User space must see it.
+    User(Exit),
+}
+
+/// Result of a handler.
+pub(crate) type Outcome = Result<Done, Trap>;
+
+impl From<Exception> for Trap {
+    fn from(exception: Exception) -> Self {
+        Self::Fault(exception)
+    }
+}
+
+impl From<VmExit> for Trap {
+    fn from(exit: VmExit) -> Self {
+        Self::Exit(exit)
+    }
+}
+
+impl From<WalkFault> for Trap {
+    fn from(fault: WalkFault) -> Self {
+        match fault {
+            WalkFault::PageFault(exception) => Self::Fault(exception),
+            WalkFault::Ept(fault) => Self::Exit(vmx::ept_exit(&fault)),
+        }
+    }
+}
+
+/// `unsupported: <what>, SDM <section>`.
+pub(crate) fn unsupported(what: impl Into<String>) -> Trap {
+    Trap::User(Exit::Unsupported { what: what.into() })
+}
+
+/// A read that user space must answer before the processor goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PendingRead {
+    /// IN: into AL, AX or EAX; or INS: to memory.
+    Io {
+        /// Bytes.
+        size: u8,
+        /// The instruction.
+        instruction: Instruction,
+    },
+    /// A load from a device.
+    Mmio {
+        /// Bytes.
+        size: u8,
+        /// The instruction.
+        instruction: Instruction,
+    },
+}
+
+/// What the engine's side must do after a handler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Effects {
+    /// Translations are stale.
+    pub(crate) flush: bool,
+    /// The translation of this page is stale.
+    pub(crate) flush_page: Option<u64>,
+    /// The level or L1's controls changed: intercepts must be chosen anew.
+    pub(crate) controls: bool,
+}
+
+/// One logical processor.
+pub(crate) struct Processor {
+    pub(crate) cpu: Cpu,
+    pub(crate) ram: Ram,
+    pub(crate) apic: Apic,
+    pub(crate) regime: Regime,
+    /// What L1 wants to see of L2; nothing while L1 runs.
+    pub(crate) intercepts: Intercepts,
+    pub(crate) effects: Effects,
+    pub(crate) pending_read: Option<PendingRead>,
+    /// Nested events that user space has not fetched.
+    pub(crate) events: Vec<NestedEvent>,
+    /// Nested events since the machine started.
+    pub(crate) event_count: u64,
+    /// Ticks that passed without an instruction: in HLT.
+    pub(crate) idle_ticks: u64,
+    /// The boundary must be looked at after exactly one more instruction.
+    pub(crate) one_instruction: bool,
+    /// A second processor state that event delivery works on, kept so that nothing is allocated.
+    scratch: Cpu,
+}
+
+impl Processor {
+    /// A processor after RESET.
+    pub(crate) fn new(ram: Ram, cpu: Cpu, apic: Apic) -> Self {
+        let regime = Regime::new(&cpu, None);
+        Self {
+            cpu,
+            ram,
+            apic,
+            regime,
+            intercepts: Intercepts::default(),
+            effects: Effects { flush: true, flush_page: None, controls: true },
+            pending_read: None,
+            events: Vec::with_capacity(256),
+            event_count: 0,
+            idle_ticks: 0,
+            one_instruction: false,
+            scratch: Cpu::default(),
+        }
+    }
+
+    /// Handles what the engine reported: RIP is at the instruction, `bytes` are those at RIP.
+    /// `Some` is an exit to user space.
+    pub(crate) fn handle(&mut self, intercept: Intercept, error_code: u32, bytes: &[u8]) -> Option<Exit> {
+        let mut length = 0;
+        let outcome = match intercept {
+            Intercept::InterruptWindow => Ok(Done::Jumped),
+            Intercept::Exception(vector) if vector != Exception::UD => self.native_exception(vector, error_code),
+            Intercept::Special(Special::Undefined) => Err(Exception::UNDEFINED.into()),
+            _ => match decode::decode(bytes, decode::code_bits(&self.cpu), self.cpu.regs.rip) {
+                None => Err(Exception::UNDEFINED.into()),
+                Some(instruction) => {
+                    length = instruction.len();
+                    self.interpret(intercept, &instruction)
+                }
+            },
+        };
+        self.settle(outcome, length).or_else(|| self.boundary())
+    }
+
+    fn interpret(&mut self, intercept: Intercept, instruction: &Instruction) -> Outcome {
+        match intercept {
+            Intercept::CrRead(_) | Intercept::CrWrite(_) => self.control_register(instruction),
+            Intercept::DrRead(_) | Intercept::DrWrite(_) => self.debug_register(instruction),
+            Intercept::IdtrRead
+            | Intercept::GdtrRead
+            | Intercept::LdtrRead
+            | Intercept::TrRead
+            | Intercept::IdtrWrite
+            | Intercept::GdtrWrite
+            | Intercept::LdtrWrite
+            | Intercept::TrWrite => self.descriptor_table(instruction),
+            Intercept::Rdtsc | Intercept::Rdtscp => self.rdtsc(instruction),
+            Intercept::Rdpmc => self.rdpmc(instruction),
+            Intercept::Cpuid => self.cpuid(instruction),
+            Intercept::Rsm => Err(Exception::UNDEFINED.into()),
+            Intercept::Iret => self.iret(),
+            Intercept::SoftwareInterrupt => self.software_interrupt(instruction),
+            Intercept::CacheInvalidate => self.cache_invalidate(instruction),
+            Intercept::Pause => self.pause(instruction),
+            Intercept::Hlt => self.hlt(instruction),
+            Intercept::Invlpg => self.invlpg(instruction),
+            Intercept::Rdmsr => self.rdmsr(instruction),
+            Intercept::Wrmsr => self.wrmsr(instruction),
+            Intercept::Monitor | Intercept::Mwait => self.monitor_mwait(instruction),
+            Intercept::Special(Special::Io) => self.io(instruction),
+            Intercept::Special(Special::Syscall) => self.syscall(instruction),
+            Intercept::Special(Special::Sysenter) => self.sysenter(),
+            Intercept::Special(Special::Int1) => self.software_interrupt(instruction),
+            Intercept::Special(Special::Rdrand | Special::Rdseed) => self.random(instruction),
+            Intercept::Special(Special::Xgetbv | Special::Xsetbv) => self.extended_control(instruction),
+            Intercept::Special(Special::UserWait) => self.user_wait(instruction),
+            Intercept::Exception(Exception::UD) => self.undefined(instruction),
+            Intercept::Pushf | Intercept::Popf => {
+                Err(unsupported("PUSHF and POPF intercept, which nothing asks for"))
+            }
+            other => Err(unsupported(format!("engine event {other:?} at RIP {:#x}", self.cpu.regs.rip))),
+        }
+    }
+
+    /// Turns the outcome of an instruction of `length` bytes into state.
+    pub(crate) fn settle(&mut self, outcome: Outcome, length: usize) -> Option<Exit> {
+        match outcome {
+            Ok(Done::Retired) => {
+                self.retire(length);
+                None
+            }
+            Ok(Done::Jumped) => None,
+            Err(Trap::Fault(exception)) => self.raise(Event::exception(exception)),
+            Err(Trap::Software(event)) => self.raise(event),
+            Err(Trap::Exit(exit)) => {
+                self.exit_to_l1(&exit);
+                None
+            }
+            Err(Trap::User(exit)) => Some(exit),
+        }
+    }
+
+    /// Completes an interpreted instruction: RIP, the end of shadows and RF, the single-step trap.
+    pub(crate) fn retire(&mut self, length: usize) {
+        self.cpu.regs.rip = decode::next_rip(&self.cpu, length);
+        self.cpu.interruptibility.remove(Interruptibility::STI | Interruptibility::MOV_SS);
+        self.cpu.regs.rflags &= !rflags::RF;
+        self.cpu.tsc.ticks = self.cpu.tsc.ticks.wrapping_add(1);
+        if self.cpu.regs.rflags & rflags::TF != 0 {
+            /// BS in the pending-debug-exceptions field.
+            const SINGLE_STEP: u64 = 1 << 14;
+            self.cpu.pending_debug |= SINGLE_STEP;
+        }
+        if self.in_l2() && self.intercepts.primary.contains(Primary::MONITOR_TRAP_FLAG) {
+            self.cpu.vmx.mtf_pending = true;
+        }
+    }
+
+    /// Registers a nested event.
+    pub(crate) fn record(&mut self, event: NestedEvent) {
+        self.events.push(event);
+        self.event_count += 1;
+    }
+
+    /// Faults unless CPL is 0: #GP(0), as the privileged instructions do.
+    pub(crate) fn require_cpl0(&self) -> Result<(), Trap> {
+        if self.cpu.cpl() == 0 { Ok(()) } else { Err(Exception::GENERAL_PROTECTION.into()) }
+    }
+
+    /// Whether L2 runs.
+    pub(crate) fn in_l2(&self) -> bool {
+        self.cpu.vmx.guest_mode
+    }
+}

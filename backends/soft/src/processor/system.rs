@@ -1,0 +1,348 @@
+//! Instructions that ask the processor about itself or put it to rest: CPUID, RDTSC, RDMSR, HLT and
+//! their kin (SDM Vol. 2, Vol. 3C "Changes to Instruction Behavior in VMX Non-Root Operation").
+
+use super::operands::{gpr_or_rax, is_memory, memory, size};
+use super::{Done, Outcome, Processor, Trap, unsupported};
+use crate::decode;
+use iced_x86::{Code, Instruction, Mnemonic};
+use nvmx_core::cpu::{Activity, Interruptibility};
+use nvmx_core::msr::{self, MsrEffect, MsrFault, MsrRead};
+use nvmx_core::vmx::entry;
+use nvmx_core::vmx::exit::VmExit;
+use nvmx_core::vmx::intercepts::{DescriptorTableInstruction, SystemSegmentInstruction};
+use nvmx_core::x86::control::{cr0, cr4};
+use nvmx_core::x86::{Exception, Gpr, cpuid};
+
+/// Bits of CPUID.1:ECX that the model itself looks at.
+mod leaf1_ecx {
+    pub(super) const MONITOR: u32 = 1 << 3;
+    pub(super) const XSAVE: u32 = 1 << 26;
+    pub(super) const OSXSAVE: u32 = 1 << 27;
+    pub(super) const RDRAND: u32 = 1 << 30;
+}
+
+impl Processor {
+    /// Takes the exit if L2 runs and L1 wants it.
+    pub(super) fn exit_if(&self, exit: Option<VmExit>) -> Result<(), Trap> {
+        match exit {
+            Some(exit) if self.in_l2() => Err(Trap::Exit(exit)),
+            _ => Ok(()),
+        }
+    }
+
+    /// CPUID.
+    pub(super) fn cpuid(&mut self, instruction: &Instruction) -> Outcome {
+        if self.in_l2() {
+            return Err(self.intercepts.cpuid(instruction.len() as u32).into());
+        }
+        let (leaf, subleaf) = (self.cpu.regs.get(Gpr::Rax) as u32, self.cpu.regs.get(Gpr::Rcx) as u32);
+        let [eax, mut ebx, mut ecx, edx] = cpuid::lookup(&self.cpu.model.cpuid, leaf, subleaf);
+        if leaf == 1 {
+            // These bits follow the processor's state (SDM Vol. 2A "CPUID").
+            ecx &= !leaf1_ecx::OSXSAVE;
+            if self.cpu.sregs.cr4 & cr4::OSXSAVE != 0 {
+                ecx |= leaf1_ecx::OSXSAVE;
+            }
+        }
+        if leaf == 7 && subleaf == 0 {
+            const OSPKE: u32 = 1 << 4;
+            ecx &= !OSPKE;
+            if self.cpu.sregs.cr4 & cr4::PKE != 0 {
+                ecx |= OSPKE;
+            }
+        }
+        if leaf == 0xd && subleaf == 0 && self.cpu.xcr0 & !3 == 0 && ebx != 0 {
+            // Size of the area for the components that XCR0 enables: x87 and SSE alone.
+            ebx = 0x240;
+        }
+        for (gpr, value) in [(Gpr::Rax, eax), (Gpr::Rbx, ebx), (Gpr::Rcx, ecx), (Gpr::Rdx, edx)] {
+            self.cpu.regs.set(gpr, u64::from(value));
+        }
+        Ok(Done::Retired)
+    }
+
+    /// RDTSC, RDTSCP.
+    pub(super) fn rdtsc(&mut self, instruction: &Instruction) -> Outcome {
+        let length = instruction.len() as u32;
+        let with_aux = instruction.mnemonic() == Mnemonic::Rdtscp;
+        if with_aux && self.in_l2() {
+            // #UD by the control comes before CR4.TSD, the exit after it.
+            self.intercepts.rdtscp(length)?;
+        }
+        if self.cpu.sregs.cr4 & cr4::TSD != 0 && self.cpu.cpl() > 0 {
+            return Err(Exception::GENERAL_PROTECTION.into());
+        }
+        let exit = if with_aux { self.intercepts.rdtscp(length).unwrap_or(None) } else { self.intercepts.rdtsc(length) };
+        self.exit_if(exit)?;
+        let tsc = entry::l2_tsc(&self.cpu);
+        self.cpu.regs.set(Gpr::Rax, tsc & 0xffff_ffff);
+        self.cpu.regs.set(Gpr::Rdx, tsc >> 32);
+        if with_aux {
+            self.cpu.regs.set(Gpr::Rcx, self.cpu.msrs.tsc_aux & 0xffff_ffff);
+        }
+        Ok(Done::Retired)
+    }
+
+    /// RDPMC: there is no counter behind it.
+    pub(super) fn rdpmc(&mut self, instruction: &Instruction) -> Outcome {
+        if self.cpu.cpl() > 0 && self.cpu.sregs.cr4 & cr4::PCE == 0 {
+            return Err(Exception::GENERAL_PROTECTION.into());
+        }
+        self.exit_if(self.intercepts.rdpmc(instruction.len() as u32))?;
+        Err(Exception::GENERAL_PROTECTION.into())
+    }
+
+    /// RDMSR.
+    pub(super) fn rdmsr(&mut self, instruction: &Instruction) -> Outcome {
+        self.require_cpl0()?;
+        let number = self.cpu.regs.get(Gpr::Rcx) as u32;
+        if self.in_l2() {
+            self.exit_if(self.intercepts.rdmsr(&self.ram, number, instruction.len() as u32))?;
+        }
+        let value = match msr::read(&self.cpu, number) {
+            Ok(MsrRead::Value(value)) => value,
+            Ok(MsrRead::Apic) => self
+                .apic
+                .msr_read(number, self.cpu.tsc.l1())
+                .map_err(|_| Exception::GENERAL_PROTECTION)?,
+            Err(fault) => return Err(msr_trap(fault)),
+        };
+        self.cpu.regs.set(Gpr::Rax, value & 0xffff_ffff);
+        self.cpu.regs.set(Gpr::Rdx, value >> 32);
+        Ok(Done::Retired)
+    }
+
+    /// WRMSR.
+    pub(super) fn wrmsr(&mut self, instruction: &Instruction) -> Outcome {
+        self.require_cpl0()?;
+        let number = self.cpu.regs.get(Gpr::Rcx) as u32;
+        if self.in_l2() {
+            self.exit_if(self.intercepts.wrmsr(&self.ram, number, instruction.len() as u32))?;
+        }
+        let low = self.cpu.regs.get(Gpr::Rax) & 0xffff_ffff;
+        let value = low | self.cpu.regs.get(Gpr::Rdx) << 32;
+        match msr::write(&mut self.cpu, number, value) {
+            Ok(MsrEffect::None | MsrEffect::Engine | MsrEffect::Tsc) => {}
+            Ok(MsrEffect::Apic) => {
+                let effect = self
+                    .apic
+                    .msr_write(number, value, self.cpu.tsc.l1())
+                    .map_err(|_| Exception::GENERAL_PROTECTION)?;
+                self.apic_effect(effect)?;
+            }
+            Ok(MsrEffect::ApicBase(base)) => {
+                self.apic.set_base(base);
+                self.effects.flush = true;
+            }
+            Ok(MsrEffect::Efer) => self.address_space_changed(),
+            Err(fault) => return Err(msr_trap(fault)),
+        }
+        Ok(Done::Retired)
+    }
+
+    /// HLT.
+    pub(super) fn hlt(&mut self, instruction: &Instruction) -> Outcome {
+        self.require_cpl0()?;
+        self.exit_if(self.intercepts.hlt(instruction.len() as u32))?;
+        self.cpu.activity = Activity::Hlt;
+        Ok(Done::Retired)
+    }
+
+    /// INVD, WBINVD: caches are not modelled.
+    pub(super) fn cache_invalidate(&mut self, instruction: &Instruction) -> Outcome {
+        self.require_cpl0()?;
+        let length = instruction.len() as u32;
+        let exit = match instruction.mnemonic() {
+            Mnemonic::Invd => Some(self.intercepts.invd(length)),
+            _ => self.intercepts.wbinvd(length),
+        };
+        self.exit_if(exit)?;
+        Ok(Done::Retired)
+    }
+
+    /// PAUSE.
+    pub(super) fn pause(&mut self, instruction: &Instruction) -> Outcome {
+        self.exit_if(self.intercepts.pause(instruction.len() as u32))?;
+        Ok(Done::Retired)
+    }
+
+    /// INVLPG.
+    pub(super) fn invlpg(&mut self, instruction: &Instruction) -> Outcome {
+        self.require_cpl0()?;
+        // No segment or canonicality fault: INVLPG of such an address does nothing.
+        let address = decode::resolve(&self.cpu, instruction, 0, 1, false);
+        let linear = address.map_or(0, |a| a.linear);
+        self.exit_if(self.intercepts.invlpg(linear, instruction.len() as u32))?;
+        self.effects.flush_page = Some(linear);
+        Ok(Done::Retired)
+    }
+
+    /// MONITOR, MWAIT: as KVM shows them, no-operations where CPUID has them.
+    pub(super) fn monitor_mwait(&mut self, instruction: &Instruction) -> Outcome {
+        let has = cpuid::lookup(&self.cpu.model.cpuid, 1, 0)[2] & leaf1_ecx::MONITOR != 0;
+        if self.cpu.cpl() > 0 {
+            return Err(Exception::UNDEFINED.into());
+        }
+        let length = instruction.len() as u32;
+        let exit = match instruction.mnemonic() {
+            Mnemonic::Monitor => self.intercepts.monitor(length),
+            _ => self.intercepts.mwait(false, length),
+        };
+        self.exit_if(exit)?;
+        if !has {
+            return Err(Exception::UNDEFINED.into());
+        }
+        Ok(Done::Retired)
+    }
+
+    /// SGDT, SIDT, LGDT, LIDT, SLDT, STR, LLDT, LTR under descriptor-table exiting, which alone makes
+    /// the engine report them.
+    pub(super) fn descriptor_table(&mut self, instruction: &Instruction) -> Outcome {
+        let loads = matches!(
+            instruction.mnemonic(),
+            Mnemonic::Lgdt | Mnemonic::Lidt | Mnemonic::Lldt | Mnemonic::Ltr
+        );
+        let system = matches!(
+            instruction.mnemonic(),
+            Mnemonic::Sldt | Mnemonic::Str | Mnemonic::Lldt | Mnemonic::Ltr
+        );
+        if system && self.cpu.sregs.cr0 & cr0::PE == 0 {
+            return Err(Exception::UNDEFINED.into());
+        }
+        if loads || self.cpu.sregs.cr4 & cr4::UMIP != 0 {
+            self.require_cpl0()?;
+        }
+        let bits = decode::code_bits(&self.cpu);
+        let length = instruction.len() as u32;
+        let operand = memory(instruction, bits);
+        let exit = if system {
+            let kind = match instruction.mnemonic() {
+                Mnemonic::Sldt => SystemSegmentInstruction::Sldt,
+                Mnemonic::Str => SystemSegmentInstruction::Str,
+                Mnemonic::Lldt => SystemSegmentInstruction::Lldt,
+                _ => SystemSegmentInstruction::Ltr,
+            };
+            let place = if is_memory(instruction, 0) { Err(&operand) } else { Ok(gpr_or_rax(instruction.op0_register())) };
+            self.intercepts.system_segment(kind, place, length)
+        } else {
+            let kind = match instruction.mnemonic() {
+                Mnemonic::Sgdt => DescriptorTableInstruction::Sgdt,
+                Mnemonic::Sidt => DescriptorTableInstruction::Sidt,
+                Mnemonic::Lgdt => DescriptorTableInstruction::Lgdt,
+                _ => DescriptorTableInstruction::Lidt,
+            };
+            let wide = matches!(
+                instruction.code(),
+                Code::Sgdt_m1664 | Code::Sidt_m1664 | Code::Lgdt_m1664 | Code::Lidt_m1664
+                    | Code::Sgdt_m1632 | Code::Sidt_m1632 | Code::Lgdt_m1632 | Code::Lidt_m1632
+            );
+            self.intercepts.descriptor_table(kind, &operand, size(if wide { 4 } else { 2 }), length)
+        };
+        self.exit_if(exit)?;
+        Err(unsupported(format!(
+            "{:?} intercepted without L1 asking, SDM Vol. 3C \"Instructions That Cause VM Exits Conditionally\"",
+            instruction.mnemonic()
+        )))
+    }
+
+    /// RDRAND, RDSEED: the number is a deterministic function of time, so that runs repeat.
+    pub(super) fn random(&mut self, instruction: &Instruction) -> Outcome {
+        const RDSEED: u32 = 1 << 18;
+        let seed = instruction.mnemonic() == Mnemonic::Rdseed;
+        let has = if seed {
+            cpuid::lookup(&self.cpu.model.cpuid, 7, 0)[1] & RDSEED != 0
+        } else {
+            cpuid::lookup(&self.cpu.model.cpuid, 1, 0)[2] & leaf1_ecx::RDRAND != 0
+        };
+        if !has {
+            return Err(Exception::UNDEFINED.into());
+        }
+        let register = instruction.op0_register();
+        let operand_size = size(register.size());
+        let length = instruction.len() as u32;
+        let gpr = gpr_or_rax(register);
+        let exit = if seed {
+            self.intercepts.rdseed(gpr, operand_size, length)
+        } else {
+            self.intercepts.rdrand(gpr, operand_size, length)
+        };
+        self.exit_if(exit)?;
+        let value = split_mix(self.cpu.tsc.ticks);
+        decode::write_register(&mut self.cpu, register, value);
+        use nvmx_core::x86::control::{ARITHMETIC_FLAGS, rflags};
+        self.cpu.regs.rflags = self.cpu.regs.rflags & !ARITHMETIC_FLAGS | rflags::CF;
+        Ok(Done::Retired)
+    }
+
+    /// XGETBV, XSETBV.
+    pub(super) fn extended_control(&mut self, instruction: &Instruction) -> Outcome {
+        let has = cpuid::lookup(&self.cpu.model.cpuid, 1, 0)[2] & leaf1_ecx::XSAVE != 0;
+        if !has || self.cpu.sregs.cr4 & cr4::OSXSAVE == 0 {
+            return Err(Exception::UNDEFINED.into());
+        }
+        let register = self.cpu.regs.get(Gpr::Rcx) as u32;
+        if instruction.mnemonic() == Mnemonic::Xgetbv {
+            if register != 0 {
+                return Err(Exception::GENERAL_PROTECTION.into());
+            }
+            self.cpu.regs.set(Gpr::Rax, self.cpu.xcr0 & 0xffff_ffff);
+            self.cpu.regs.set(Gpr::Rdx, self.cpu.xcr0 >> 32);
+            return Ok(Done::Retired);
+        }
+        if self.in_l2() {
+            return Err(self.intercepts.xsetbv(instruction.len() as u32).into());
+        }
+        self.require_cpl0()?;
+        let value = self.cpu.regs.get(Gpr::Rax) & 0xffff_ffff | self.cpu.regs.get(Gpr::Rdx) << 32;
+        // x87 must stay; the engine has x87 and SSE and no more.
+        if register != 0 || value & 1 == 0 {
+            return Err(Exception::GENERAL_PROTECTION.into());
+        }
+        if value & !3 != 0 {
+            return Err(unsupported(format!(
+                "XCR0 {value:#x}: state beyond x87 and SSE, SDM Vol. 1 \"Managing State Using the XSAVE Feature Set\""
+            )));
+        }
+        self.cpu.xcr0 = value;
+        Ok(Done::Retired)
+    }
+
+    /// UMONITOR, UMWAIT, TPAUSE: not offered.
+    pub(super) fn user_wait(&mut self, instruction: &Instruction) -> Outcome {
+        const WAITPKG: u32 = 1 << 5;
+        if cpuid::lookup(&self.cpu.model.cpuid, 7, 0)[2] & WAITPKG == 0 {
+            return Err(Exception::UNDEFINED.into());
+        }
+        Err(unsupported(format!("{:?}, SDM Vol. 2B", instruction.mnemonic())))
+    }
+
+    /// IRET while something waits for its end of NMI blocking: it then runs natively.
+    pub(super) fn iret(&mut self) -> Outcome {
+        self.cpu.interruptibility.remove(Interruptibility::NMI);
+        self.effects.controls = true;
+        // The blocking ends with the instruction, so that the boundary is looked at behind it.
+        self.one_instruction = true;
+        Ok(Done::Jumped)
+    }
+
+    /// Paging or the mode changed: translations and what is derived from registers are stale.
+    pub(super) fn address_space_changed(&mut self) {
+        self.effects.flush = true;
+        self.rebuild_regime();
+    }
+}
+
+fn msr_trap(fault: MsrFault) -> Trap {
+    match fault {
+        MsrFault::GeneralProtection => Exception::GENERAL_PROTECTION.into(),
+        MsrFault::Unsupported(what) => unsupported(what),
+    }
+}
+
+/// SplitMix64's output function: a well-mixed number from a counter.
+const fn split_mix(counter: u64) -> u64 {
+    let mut z = counter.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}

@@ -1,0 +1,28 @@
+//! Capability MSRs as machines reported them.
+
+use super::MSR_COUNT;
+
+/// What KVM of Linux 6.1.192 offers to L1 on Bochs 2.7's `corei7_icelake_u`, captured in the lab with
+/// KVM_GET_MSRS on the system's feature MSRs. MSRs 0x492 and 0x493 do not exist there.
+pub const KVM_6_1_ICELAKE: [u64; MSR_COUNT] = [
+    0x00d8_1000_11e5_7ed0, // 0x480 IA32_VMX_BASIC
+    0x0000_007f_0000_0016, // 0x481 IA32_VMX_PINBASED_CTLS
+    0xfff9_fffe_0401_e172, // 0x482 IA32_VMX_PROCBASED_CTLS
+    0x007f_ffff_0003_6dff, // 0x483 IA32_VMX_EXIT_CTLS
+    0x0000_f3ff_0000_11ff, // 0x484 IA32_VMX_ENTRY_CTLS
+    0x0000_0000_2000_0165, // 0x485 IA32_VMX_MISC
+    0x0000_0000_8000_0021, // 0x486 IA32_VMX_CR0_FIXED0
+    0x0000_0000_ffff_ffff, // 0x487 IA32_VMX_CR0_FIXED1
+    0x0000_0000_0000_2000, // 0x488 IA32_VMX_CR4_FIXED0
+    0x0000_0000_0077_2fff, // 0x489 IA32_VMX_CR4_FIXED1
+    0x0000_0000_0000_0032, // 0x48a IA32_VMX_VMCS_ENUM
+    0x0213_7bff_0000_0000, // 0x48b IA32_VMX_PROCBASED_CTLS2
+    0x0000_0f01_0633_4041, // 0x48c IA32_VMX_EPT_VPID_CAP
+    0x0000_007f_0000_0016, // 0x48d IA32_VMX_TRUE_PINBASED_CTLS
+    0xfff9_fffe_0400_6172, // 0x48e IA32_VMX_TRUE_PROCBASED_CTLS
+    0x007f_ffff_0003_6dfb, // 0x48f IA32_VMX_TRUE_EXIT_CTLS
+    0x0000_f3ff_0000_11fb, // 0x490 IA32_VMX_TRUE_ENTRY_CTLS
+    0x0000_0000_0000_0001, // 0x491 IA32_VMX_VMFUNC
+    0,                     // 0x492 IA32_VMX_PROCBASED_CTLS3
+    0,                     // 0x493 IA32_VMX_EXIT_CTLS2
+];

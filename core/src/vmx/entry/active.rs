@@ -1,0 +1,39 @@
+//! The controls of a vmcs12 as typed sets.
+
+use crate::vmx::controls::{EntryControls, ExitControls, PinBased, Primary, Secondary};
+use crate::vmx::{Field, Vmcs12};
+
+/// Pin-based VM-execution controls.
+#[must_use]
+pub fn pin_based(vmcs12: &Vmcs12) -> PinBased {
+    PinBased::from_bits_retain(vmcs12.get32(Field::PIN_BASED_VM_EXEC_CONTROL))
+}
+
+/// Primary processor-based VM-execution controls.
+#[must_use]
+pub fn primary(vmcs12: &Vmcs12) -> Primary {
+    Primary::from_bits_retain(vmcs12.get32(Field::CPU_BASED_VM_EXEC_CONTROL))
+}
+
+/// Secondary processor-based VM-execution controls; none are set if the primary ones do not activate
+/// them.
+#[must_use]
+pub fn active_secondary(vmcs12: &Vmcs12) -> Secondary {
+    if primary(vmcs12).contains(Primary::ACTIVATE_SECONDARY_CONTROLS) {
+        Secondary::from_bits_retain(vmcs12.get32(Field::SECONDARY_VM_EXEC_CONTROL))
+    } else {
+        Secondary::empty()
+    }
+}
+
+/// VM-exit controls.
+#[must_use]
+pub fn exit_controls(vmcs12: &Vmcs12) -> ExitControls {
+    ExitControls::from_bits_retain(vmcs12.get32(Field::VM_EXIT_CONTROLS))
+}
+
+/// VM-entry controls.
+#[must_use]
+pub fn entry_controls(vmcs12: &Vmcs12) -> EntryControls {
+    EntryControls::from_bits_retain(vmcs12.get32(Field::VM_ENTRY_CONTROLS))
+}

@@ -1,0 +1,90 @@
+//! VMFUNC and VMCALL (SDM Vol. 3C "VMFUNC", "VM Functions", "VMCALL").
+
+use super::{InstructionError, Operands, VmxResult};
+use crate::addr::L1Phys;
+use crate::cpu::{Cpu, Personality};
+use crate::memory::GuestMemory;
+use crate::vmx::controls::Secondary;
+use crate::vmx::entry::{active_secondary, capability_msr};
+use crate::vmx::ept::eptp_is_valid;
+use crate::vmx::exit::{ExitReason, Flush, VmExit};
+use crate::vmx::Field;
+use crate::x86::{Exception, Gpr};
+
+/// Number of EPTPs in an EPTP list.
+const EPTP_LIST_ENTRIES: u64 = 512;
+
+/// VMFUNC, function in EAX.
+pub fn vmfunc(cpu: &mut Cpu, memory: &dyn GuestMemory, operands: &Operands) -> (VmxResult, Flush) {
+    let exit = VmxResult::Exit(VmExit::instruction(ExitReason::VMFUNC, operands.length));
+    let function = cpu.regs.get(Gpr::Rax) as u32;
+    let enabled = cpu.vmx.vmcs12.get(Field::VM_FUNCTION_CONTROL);
+    if function > 63 || enabled & 1 << function == 0 {
+        return (exit, Flush::None);
+    }
+    // Function 0, "EPTP switching", is the only one that there is.
+    match function {
+        0 => match switch_eptp(cpu, memory) {
+            Some(flush) => (VmxResult::Done, flush),
+            None => (exit, Flush::None),
+        },
+        _ => (exit, Flush::None),
+    }
+}
+
+/// EPTP switching: `None` is a VM exit.
+fn switch_eptp(cpu: &mut Cpu, memory: &dyn GuestMemory) -> Option<Flush> {
+    let index = cpu.regs.get(Gpr::Rcx) & 0xffff_ffff;
+    if index >= EPTP_LIST_ENTRIES {
+        return None;
+    }
+    let list = cpu.vmx.vmcs12.get(Field::EPTP_LIST_ADDRESS);
+    let eptp = memory.read_u64(L1Phys(list + index * 8)).ok()?;
+    if eptp == cpu.vmx.vmcs12.get(Field::EPT_POINTER) {
+        return Some(Flush::None);
+    }
+    let capabilities = cpu.model.vmx_msrs[capability_msr::EPT_VPID_CAP];
+    if !eptp_is_valid(eptp, capabilities, cpu.model.physical_address_width) {
+        return None;
+    }
+    cpu.vmx.vmcs12.set(Field::EPT_POINTER, eptp);
+    // Combined mappings are tagged with the EPTP, so that none of the new one is stale; without a
+    // VPID the engine's cache of the current address space is.
+    let has_vpid = active_secondary(&cpu.vmx.vmcs12).contains(Secondary::ENABLE_VPID);
+    Some(if has_vpid { Flush::None } else { Flush::Vpid(0) })
+}
+
+/// Hypercall numbers and errors of KVM (`Documentation/virt/kvm/x86/hypercalls.rst`).
+mod hypercall {
+    pub(super) const VAPIC_POLL_IRQ: u64 = 1;
+    pub(super) const EPERM: i64 = 1;
+    pub(super) const KVM_ENOSYS: i64 = 1000;
+}
+
+/// VMCALL outside non-root operation (in L2 [`super::check_execution`] has exited).
+///
+/// Under KVM it is a hypercall to L0, in and outside VMX operation, RFLAGS untouched: this model has
+/// none but the one that does nothing.
+pub fn vmcall(cpu: &mut Cpu) -> VmxResult {
+    match cpu.model.personality {
+        Personality::Kvm => {
+            let long = cpu.in_64_bit_mode();
+            let number = cpu.regs.get(Gpr::Rax);
+            let number = if long { number } else { number & 0xffff_ffff };
+            let result = if cpu.cpl() != 0 {
+                -hypercall::EPERM
+            } else if number == hypercall::VAPIC_POLL_IRQ {
+                0
+            } else {
+                -hypercall::KVM_ENOSYS
+            } as u64;
+            let result = if long { result } else { result & 0xffff_ffff };
+            cpu.regs.set(Gpr::Rax, result);
+            VmxResult::Done
+        }
+        // No SMM monitor is configured: IA32_SMM_MONITOR_CTL is not supported.
+        Personality::Sdm if cpu.vmx.vmxon.is_none() => VmxResult::Fault(Exception::UNDEFINED),
+        Personality::Sdm if cpu.cpl() != 0 => VmxResult::Fault(Exception::GENERAL_PROTECTION),
+        Personality::Sdm => VmxResult::fail(cpu, InstructionError::VMCALL_IN_ROOT),
+    }
+}

@@ -1,0 +1,29 @@
+//! The guests, one a file.
+
+mod exits;
+
+use crate::image::Image;
+use crate::runtime::{BuildError, Params};
+
+/// A guest that can be built.
+#[derive(Clone, Copy)]
+pub struct Guest {
+    /// Its name, as commands take it.
+    pub name: &'static str,
+    /// What it meets, in a line.
+    pub about: &'static str,
+    /// Assembles it.
+    pub build: fn(Params) -> Result<Image, BuildError>,
+}
+
+/// Every guest.
+#[must_use]
+pub fn all() -> &'static [Guest] {
+    &[exits::GUEST]
+}
+
+/// The guest with this name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Guest> {
+    all().iter().find(|guest| guest.name == name)
+}

@@ -1,0 +1,192 @@
+//! Bochs as a child process: its configuration, its pseudo-terminal, its death.
+//!
+//! Debian's Bochs has the debugger and only terminal displays. It runs under a pseudo-terminal of its own, with one
+//! debugger command in a file: `c`, continue. It dies with this process, whatever that one dies of: `setpriv` asks the
+//! kernel for that (`PR_SET_PDEATHSIG`). That request is bound to the thread that made the child, so one thread makes
+//! it, waits for it and ends it.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
+
+/// How often the child is looked at: the longest time that its death goes unnoticed.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// File names in the run directory.
+pub const BOOT_DISK: &str = "boot.img";
+/// The mailbox disk.
+pub const MAILBOX: &str = "mailbox.img";
+/// What the guest prints.
+pub const CONSOLE: &str = "console.txt";
+/// Bochs' own log.
+pub const LOG: &str = "bochs.log";
+
+/// The emulated machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Bochs' name of the CPU.
+    pub cpu_model: String,
+    /// RAM in MiB.
+    pub megs: u32,
+}
+
+impl Machine {
+    /// The text of Bochs' configuration file; all files are named relative to the run directory.
+    fn configuration(&self) -> String {
+        let Self { cpu_model, megs } = self;
+        // Sound other than dummy aborts with a buffer overflow. ignore_bad_msrs: KVM probes MSRs that Bochs lacks.
+        format!(
+            "config_interface: textconfig\n\
+             display_library: term\n\
+             romimage: file=/usr/share/bochs/BIOS-bochs-latest\n\
+             vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest\n\
+             megs: {megs}\n\
+             cpu: model={cpu_model}, count=1, ips=50000000, reset_on_triple_fault=0, ignore_bad_msrs=1\n\
+             clock: sync=none, time0=1700000000\n\
+             ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
+             ata0-master: type=disk, path={BOOT_DISK}, mode=flat\n\
+             ata1: enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15\n\
+             ata1-master: type=disk, path={MAILBOX}, mode=flat\n\
+             boot: disk\n\
+             com1: enabled=1, mode=file, dev={CONSOLE}\n\
+             log: {LOG}\n\
+             panic: action=fatal\n\
+             error: action=report\n\
+             info: action=report\n\
+             debug: action=ignore\n\
+             sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy\n\
+             plugin_ctrl: speaker=0, sb16=0, es1370=0, gameport=0\n"
+        )
+    }
+}
+
+/// A running Bochs.
+#[derive(Debug)]
+pub struct Bochs {
+    stop: Sender<()>,
+    keeper: Option<JoinHandle<()>>,
+    ended: Arc<OnceLock<String>>,
+    process_id: u32,
+}
+
+impl Bochs {
+    /// Starts Bochs in `run_dir`, where the disks and an empty console file stand.
+    ///
+    /// # Errors
+    /// What the system said of the terminal, the files or the program.
+    pub fn start(machine: &Machine, run_dir: &Path) -> io::Result<Self> {
+        fs::write(run_dir.join("bochsrc"), machine.configuration())?;
+        fs::write(run_dir.join("commands"), "c\n")?;
+        let (terminal, far_end) = open_terminal()?;
+        let mut command = Command::new("/usr/bin/setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "/usr/bin/bochs-bin", "-q", "-f", "bochsrc", "-rc", "commands"])
+            .current_dir(run_dir)
+            .env("TERM", "xterm")
+            .env("LC_ALL", "C")
+            .env_remove("BXSHARE")
+            .stdin(far_end.try_clone()?)
+            .stdout(far_end.try_clone()?)
+            .stderr(far_end)
+            .process_group(0);
+
+        let ended = Arc::new(OnceLock::new());
+        let (stop, stopped) = mpsc::channel();
+        let (started, start) = mpsc::channel();
+        let its_end = Arc::clone(&ended);
+        let keeper = thread::Builder::new().name("bochs".into()).spawn(move || {
+            let child = command.spawn();
+            drop(command); // and with it our copies of the terminal's far end
+            match child {
+                Ok(mut child) => {
+                    let _ = started.send(Ok(child.id()));
+                    let drain = thread::spawn(move || drain(terminal));
+                    let status = keep(&mut child, &stopped);
+                    let _ = its_end.set(status);
+                    let _ = drain.join();
+                }
+                Err(error) => drop(started.send(Err(error))),
+            }
+        })?;
+        let process_id = start.recv().map_err(io::Error::other)??;
+        Ok(Self { stop, keeper: Some(keeper), ended, process_id })
+    }
+
+    /// How Bochs ended, if it did.
+    pub fn ended(&self) -> Option<&str> {
+        self.ended.get().map(String::as_str)
+    }
+
+    /// Shared knowledge of the end, for those who outlive this value.
+    pub fn end(&self) -> Arc<OnceLock<String>> {
+        Arc::clone(&self.ended)
+    }
+
+    /// The process's id.
+    pub fn process_id(&self) -> u32 {
+        self.process_id
+    }
+}
+
+impl Drop for Bochs {
+    fn drop(&mut self) {
+        let _ = self.stop.send(());
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.join();
+        }
+    }
+}
+
+/// Waits for the child's end or for the order to bring it about; says how it ended.
+fn keep(child: &mut Child, stopped: &mpsc::Receiver<()>) -> String {
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return status.to_string(),
+            Ok(None) => {}
+            Err(error) => return error.to_string(),
+        }
+        match stopped.recv_timeout(LOOK) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return "stopped".to_owned();
+            }
+        }
+    }
+}
+
+/// Bochs draws its screen on the terminal; nobody looks, but it must not block. Ends when Bochs closes its end.
+fn drain(mut terminal: File) {
+    let mut buffer = [0; 4096];
+    while let Ok(1..) = terminal.read(&mut buffer) {}
+}
+
+fn open_terminal() -> io::Result<(File, File)> {
+    let near = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    rustix::pty::grantpt(&near)?;
+    rustix::pty::unlockpt(&near)?;
+    let name = rustix::pty::ptsname(&near, Vec::new())?;
+    let far = rustix::fs::open(name.as_c_str(), OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+    // The display refuses to start on a terminal smaller than the emulated screen.
+    rustix::termios::tcsetwinsize(&far, Winsize { ws_row: 60, ws_col: 140, ws_xpixel: 0, ws_ypixel: 0 })?;
+    Ok((File::from(near), File::from(far)))
+}
+
+/// The last complaint in Bochs' log, for error messages.
+pub fn last_complaint(run_dir: &Path) -> String {
+    let log = fs::read(run_dir.join(LOG)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&log);
+    let is_complaint = |line: &&str| line.contains("PANIC") || line.as_bytes().get(11..13) == Some(b"p[");
+    text.lines().rfind(is_complaint).unwrap_or_default().trim().to_owned()
+}
