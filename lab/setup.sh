@@ -7,7 +7,7 @@ set -eu
 
 cache=${NVMX_CACHE:-${HOME:-/root}/.cache/nvmx}/lab
 kernels=${*:-6.1 6.12}
-format=2 # of the cache: raise it when what stands in there changes
+format=3 # of the cache: raise it when what stands in there changes
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 
 say() { printf 'lab setup: %s\n' "$*" >&2; }
@@ -92,7 +92,7 @@ unpack_module() { # MODULE-WITHOUT-SUFFIX OUT
     elif [ -f "$1.ko.zst" ]; then zstd -dcq "$1.ko.zst" >"$2.tmp"
     else die "$1.ko: not in the package"; fi
     # Type information and the maps from enum names to numbers cost the emulated CPU seconds at load time.
-    objcopy --strip-debug -R .BTF -R _ftrace_eval_map "$2.tmp" "$2"
+    objcopy --strip-debug -R .BTF -R _ftrace_eval_map -R __mcount_loc "$2.tmp" "$2"
     rm -f "$2.tmp"
 }
 

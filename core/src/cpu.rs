@@ -64,6 +64,10 @@ pub struct Msrs {
     pub s_cet: u64,
     pub tsc_adjust: u64,
     pub mtrr_def_type: u64,
+    /// Fixed-range MTRRs in the order of their numbers.
+    pub mtrr_fixed: [u64; 11],
+    /// Variable-range MTRRs 0x200 to 0x20f.
+    pub mtrr_variable: [u64; 16],
     pub umwait_control: u64,
     pub kvm_wall_clock: u64,
     pub kvm_system_time: u64,
@@ -93,6 +97,8 @@ impl Default for Msrs {
             s_cet: 0,
             tsc_adjust: 0,
             mtrr_def_type: 0,
+            mtrr_fixed: [0; 11],
+            mtrr_variable: [0; 16],
             umwait_control: 0,
             kvm_wall_clock: 0,
             kvm_system_time: 0,

@@ -12,7 +12,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (Some(kernel), Some(agent)) = (arguments.next(), arguments.next()) else {
         return Err("usage: boot 6.1|6.12 AGENT [ARGUMENT]...".into());
     };
-    let mut config = LabConfig { retries: 0, ..LabConfig::new(kernel.parse()?, agent) };
+    let mut config = LabConfig {
+        retries: 0,
+        ..LabConfig::new(kernel.parse()?, agent)
+    };
     for argument in arguments {
         match argument.split_once(':') {
             Some(("kvm", option)) => config.kvm_options.push(option.into()),
@@ -34,7 +37,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("{}", lab.console_tail(400));
         }
         // A program that never opens the channel ends this way.
-        Err(LabError { console, reason, .. }) => println!("{console}\n{reason}"),
+        Err(LabError {
+            console, reason, ..
+        }) => println!("{console}\n{reason}"),
     }
     eprintln!("{:7.2} s  end", start.elapsed().as_secs_f64());
     Ok(())

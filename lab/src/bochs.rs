@@ -90,7 +90,16 @@ impl Bochs {
         let (terminal, far_end) = open_terminal()?;
         let mut command = Command::new("/usr/bin/setpriv");
         command
-            .args(["--pdeathsig", "KILL", "/usr/bin/bochs-bin", "-q", "-f", "bochsrc", "-rc", "commands"])
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "/usr/bin/bochs-bin",
+                "-q",
+                "-f",
+                "bochsrc",
+                "-rc",
+                "commands",
+            ])
             .current_dir(run_dir)
             .env("TERM", "xterm")
             .env("LC_ALL", "C")
@@ -119,7 +128,12 @@ impl Bochs {
             }
         })?;
         let process_id = start.recv().map_err(io::Error::other)??;
-        Ok(Self { stop, keeper: Some(keeper), ended, process_id })
+        Ok(Self {
+            stop,
+            keeper: Some(keeper),
+            ended,
+            process_id,
+        })
     }
 
     /// How Bochs ended, if it did.
@@ -177,9 +191,21 @@ fn open_terminal() -> io::Result<(File, File)> {
     rustix::pty::grantpt(&near)?;
     rustix::pty::unlockpt(&near)?;
     let name = rustix::pty::ptsname(&near, Vec::new())?;
-    let far = rustix::fs::open(name.as_c_str(), OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+    let far = rustix::fs::open(
+        name.as_c_str(),
+        OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     // The display refuses to start on a terminal smaller than the emulated screen.
-    rustix::termios::tcsetwinsize(&far, Winsize { ws_row: 60, ws_col: 140, ws_xpixel: 0, ws_ypixel: 0 })?;
+    rustix::termios::tcsetwinsize(
+        &far,
+        Winsize {
+            ws_row: 60,
+            ws_col: 140,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        },
+    )?;
     Ok((File::from(near), File::from(far)))
 }
 
@@ -187,6 +213,11 @@ fn open_terminal() -> io::Result<(File, File)> {
 pub fn last_complaint(run_dir: &Path) -> String {
     let log = fs::read(run_dir.join(LOG)).unwrap_or_default();
     let text = String::from_utf8_lossy(&log);
-    let is_complaint = |line: &&str| line.contains("PANIC") || line.as_bytes().get(11..13) == Some(b"p[");
-    text.lines().rfind(is_complaint).unwrap_or_default().trim().to_owned()
+    let is_complaint =
+        |line: &&str| line.contains("PANIC") || line.as_bytes().get(11..13) == Some(b"p[");
+    text.lines()
+        .rfind(is_complaint)
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }

@@ -90,11 +90,20 @@ pub fn boot_sector(pieces: &[Piece], handover: Handover) -> Result<[u8; SECTOR],
     let mut sector = [0; SECTOR];
     sector[..code.len()].copy_from_slice(&code);
     // SDM Vol. 3, "Segment Descriptors": base 0, limit 4 GiB, present, accessed; L for 64-bit code.
-    let descriptors = [0u64, 0x00cf_9b00_0000_ffff, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+    let descriptors = [
+        0u64,
+        0x00cf_9b00_0000_ffff,
+        0x00af_9b00_0000_ffff,
+        0x00cf_9300_0000_ffff,
+    ];
     for (slot, descriptor) in descriptors.iter().enumerate() {
         sector[GDT + 8 * slot..GDT + 8 * slot + 8].copy_from_slice(&descriptor.to_le_bytes());
     }
-    let pointer = [&31u16.to_le_bytes()[..], &(ORIGIN as u32 + GDT as u32).to_le_bytes()].concat();
+    let pointer = [
+        &31u16.to_le_bytes()[..],
+        &(ORIGIN as u32 + GDT as u32).to_le_bytes(),
+    ]
+    .concat();
     sector[GDT + 32..GDT + 38].copy_from_slice(&pointer);
     for (slot, piece) in pieces.iter().enumerate() {
         let words = [piece.sector, piece.count, piece.address];
@@ -108,11 +117,20 @@ pub fn boot_sector(pieces: &[Piece], handover: Handover) -> Result<[u8; SECTOR],
 }
 
 /// Far jump to what follows it, which is how a mode's code segment is loaded.
-fn jump_to_next(a: &mut CodeAssembler, at: u64, selector: u16, wide: bool) -> Result<(), IcedError> {
+fn jump_to_next(
+    a: &mut CodeAssembler,
+    at: u64,
+    selector: u16,
+    wide: bool,
+) -> Result<(), IcedError> {
     let [low, high] = selector.to_le_bytes();
     let next = at + if wide { 7 } else { 5 };
     let [a0, a1, a2, a3, ..] = next.to_le_bytes();
-    if wide { a.db(&[0xea, a0, a1, a2, a3, low, high]) } else { a.db(&[0xea, a0, a1, low, high]) }
+    if wide {
+        a.db(&[0xea, a0, a1, a2, a3, low, high])
+    } else {
+        a.db(&[0xea, a0, a1, low, high])
+    }
 }
 
 fn real_mode() -> Result<Vec<u8>, IcedError> {
@@ -136,8 +154,13 @@ fn real_mode() -> Result<Vec<u8>, IcedError> {
 
 fn protected_mode(origin: u64, handover: Handover) -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(32)?;
-    let (mut next_piece, mut next_command, mut next_sector, mut busy, mut loaded) =
-        (a.create_label(), a.create_label(), a.create_label(), a.create_label(), a.create_label());
+    let (mut next_piece, mut next_command, mut next_sector, mut busy, mut loaded) = (
+        a.create_label(),
+        a.create_label(),
+        a.create_label(),
+        a.create_label(),
+        a.create_label(),
+    );
     a.mov(eax, u32::from(BOOT_DS))?;
     for segment in [ds, es, ss, fs, gs] {
         a.mov(segment, ax)?;
@@ -264,17 +287,35 @@ fn long_mode_at(origin: u64, greeting: u32, handover: Handover) -> Result<Vec<u8
 mod tests {
     use super::*;
 
-    const HANDOVER: Handover = Handover { page_table: 0x1_2000, boot_params: 0x1_0000, entry: 0x100_0b53 };
+    const HANDOVER: Handover = Handover {
+        page_table: 0x1_2000,
+        boot_params: 0x1_0000,
+        entry: 0x100_0b53,
+    };
 
     #[test]
     fn the_sector_is_bootable_and_lists_its_pieces() {
-        let piece = Piece { sector: 1, count: 3, address: 0x1_0000 };
+        let piece = Piece {
+            sector: 1,
+            count: 3,
+            address: 0x1_0000,
+        };
         let sector = boot_sector(&[piece; MAX_PIECES], HANDOVER).unwrap();
         assert_eq!(sector[510..], [0x55, 0xaa]);
-        assert_eq!(sector[PIECES..PIECES + 12], [1, 0, 0, 0, 3, 0, 0, 0, 0, 0, 1, 0]);
+        assert_eq!(
+            sector[PIECES..PIECES + 12],
+            [1, 0, 0, 0, 3, 0, 0, 0, 0, 0, 1, 0]
+        );
         // The list's end: zero sectors.
-        assert_eq!(sector[PIECES + 12 * MAX_PIECES..PIECES + 12 * MAX_PIECES + 12], [0; 12]);
-        assert!(sector.windows(GREETING.len()).any(|window| window == GREETING));
+        assert_eq!(
+            sector[PIECES + 12 * MAX_PIECES..PIECES + 12 * MAX_PIECES + 12],
+            [0; 12]
+        );
+        assert!(
+            sector
+                .windows(GREETING.len())
+                .any(|window| window == GREETING)
+        );
         assert!(boot_sector(&[piece; MAX_PIECES + 1], HANDOVER).is_err());
     }
 }

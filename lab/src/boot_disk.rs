@@ -37,7 +37,13 @@ const ACPI_TABLES: u64 = 64 << 10;
 ///
 /// # Errors
 /// `InvalidInput` if something does not fit in memory, else what the file system said.
-pub fn write(path: &Path, kernel: &FlatKernel, initramfs: &[u8], command_line: &str, megs: u32) -> io::Result<()> {
+pub fn write(
+    path: &Path,
+    kernel: &FlatKernel,
+    initramfs: &[u8],
+    command_line: &str,
+    megs: u32,
+) -> io::Result<()> {
     let ram = u64::from(megs) << 20;
     let kernel_end = u64::from(kernel.base) + kernel.bytes.len() as u64;
     if kernel_end > u64::from(INITRAMFS) || kernel.base < 0x10_0000 {
@@ -52,18 +58,33 @@ pub fn write(path: &Path, kernel: &FlatKernel, initramfs: &[u8], command_line: &
     let low = low_memory(ram, initramfs.len() as u32, command_line);
     let mut pieces = Vec::new();
     let mut next = 1;
-    for (bytes, address) in [(low.as_slice(), LOW), (initramfs, INITRAMFS), (&kernel.bytes, kernel.base)] {
+    for (bytes, address) in [
+        (low.as_slice(), LOW),
+        (initramfs, INITRAMFS),
+        (&kernel.bytes, kernel.base),
+    ] {
         let count = bytes.len().div_ceil(SECTOR) as u32;
-        pieces.push(Piece { sector: next, count, address });
+        pieces.push(Piece {
+            sector: next,
+            count,
+            address,
+        });
         next += count;
     }
-    let handover = Handover { page_table: LOW + PAGE_TABLES as u32, boot_params: LOW, entry: kernel.entry };
+    let handover = Handover {
+        page_table: LOW + PAGE_TABLES as u32,
+        boot_params: LOW,
+        entry: kernel.entry,
+    };
     let sector = boot_sector(&pieces, handover).map_err(io::Error::other)?;
 
     let disk = File::create(path)?;
     disk.set_len((u64::from(next) * SECTOR as u64).next_multiple_of(CYLINDER))?;
     disk.write_all_at(&sector, 0)?;
-    for (piece, bytes) in pieces.iter().zip([low.as_slice(), initramfs, &kernel.bytes]) {
+    for (piece, bytes) in pieces
+        .iter()
+        .zip([low.as_slice(), initramfs, &kernel.bytes])
+    {
         disk.write_all_at(bytes, u64::from(piece.sector) * SECTOR as u64)?;
     }
     Ok(())
@@ -107,10 +128,16 @@ fn low_memory(ram: u64, initramfs_size: u32, command_line: &str) -> Vec<u8> {
     let table = |index: u32| u64::from(LOW) + PAGE_TABLES as u64 + u64::from(index) * 0x1000;
     put(PAGE_TABLES, &(table(1) | 3).to_le_bytes());
     for directory in 0..4 {
-        put(PAGE_TABLES + 0x1000 + 8 * directory as usize, &(table(2 + directory) | 3).to_le_bytes());
+        put(
+            PAGE_TABLES + 0x1000 + 8 * directory as usize,
+            &(table(2 + directory) | 3).to_le_bytes(),
+        );
     }
     for page in 0..2048u64 {
-        put(PAGE_TABLES + 0x2000 + 8 * page as usize, &(page << 21 | 0x83).to_le_bytes());
+        put(
+            PAGE_TABLES + 0x2000 + 8 * page as usize,
+            &(page << 21 | 0x83).to_le_bytes(),
+        );
     }
     low
 }
@@ -124,7 +151,11 @@ mod tests {
     use super::*;
 
     fn kernel(size: usize) -> FlatKernel {
-        FlatKernel { base: 16 << 20, entry: 16 << 20, bytes: vec![7; size] }
+        FlatKernel {
+            base: 16 << 20,
+            entry: 16 << 20,
+            bytes: vec![7; size],
+        }
     }
 
     #[test]
@@ -147,9 +178,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("boot.img");
         let long = "x".repeat(COMMAND_LINE_MAX);
-        for (kernel, initramfs, line, megs) in
-            [(kernel(113 << 20), 1, "", 512), (kernel(1), 65 << 20, "", 192), (kernel(1), 1, long.as_str(), 512)]
-        {
+        for (kernel, initramfs, line, megs) in [
+            (kernel(113 << 20), 1, "", 512),
+            (kernel(1), 65 << 20, "", 192),
+            (kernel(1), 1, long.as_str(), 512),
+        ] {
             let error = write(&path, &kernel, &vec![0; initramfs], line, megs).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         }

@@ -21,9 +21,18 @@ pub const MODULES: [&str; 3] = ["irqbypass", "kvm", "kvm-intel"];
 /// Programs and data of Debian packages that a lab cannot do without.
 const NEEDED: [(&str, &str); 6] = [
     ("/usr/bin/bochs-bin", "bochs (package bochs)"),
-    ("/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so", "Bochs' terminal display (package bochs-term)"),
-    ("/usr/share/bochs/BIOS-bochs-latest", "Bochs' BIOS (package bochsbios)"),
-    ("/usr/share/bochs/VGABIOS-lgpl-latest", "Bochs' VGA BIOS (package bochsbios)"),
+    (
+        "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so",
+        "Bochs' terminal display (package bochs-term)",
+    ),
+    (
+        "/usr/share/bochs/BIOS-bochs-latest",
+        "Bochs' BIOS (package bochsbios)",
+    ),
+    (
+        "/usr/share/bochs/VGABIOS-lgpl-latest",
+        "Bochs' VGA BIOS (package bochsbios)",
+    ),
     ("/usr/bin/setpriv", "setpriv (package util-linux)"),
     ("/bin/busybox", "a static busybox (package busybox-static)"),
 ];
@@ -49,7 +58,9 @@ impl CachedKernel {
     /// `NotInstalled`, naming what is missing: a package's file or the kernel itself.
     pub fn find(cache: &Path, kernel: Kernel) -> Result<Self, LabError> {
         if let Some((_, name)) = NEEDED.iter().find(|(file, _)| !Path::new(file).exists()) {
-            return Err(LabError::preparing(Reason::NotInstalled((*name).to_owned())));
+            return Err(LabError::preparing(Reason::NotInstalled(
+                (*name).to_owned(),
+            )));
         }
         let dir = cache.join("lab").join(kernel.name());
         if !dir.join("complete").exists() {
@@ -71,7 +82,9 @@ impl CachedKernel {
 
     /// The release, such as `6.1.0-56-cloud-amd64`, and the package's name and version.
     pub fn version(&self) -> String {
-        fs::read_to_string(self.dir.join("package")).map(|text| text.trim().to_owned()).unwrap_or_default()
+        fs::read_to_string(self.dir.join("package"))
+            .map(|text| text.trim().to_owned())
+            .unwrap_or_default()
     }
 }
 
@@ -90,11 +103,17 @@ pub fn install(cache: &Path, kernels: &[Kernel]) -> Result<(), LabError> {
         .spawn()
         .while_doing(|| "starting sh for the set-up script".into())?;
     if let Some(mut input) = child.stdin.take() {
-        input.write_all(SETUP.as_bytes()).while_doing(|| "handing sh the set-up script".into())?;
+        input
+            .write_all(SETUP.as_bytes())
+            .while_doing(|| "handing sh the set-up script".into())?;
     }
-    let status = child.wait().while_doing(|| "waiting for the set-up script".into())?;
+    let status = child
+        .wait()
+        .while_doing(|| "waiting for the set-up script".into())?;
     if status.success() {
         return Ok(());
     }
-    Err(LabError::preparing(Reason::NotInstalled(format!("what the set-up script should have installed ({status})"))))
+    Err(LabError::preparing(Reason::NotInstalled(format!(
+        "what the set-up script should have installed ({status})"
+    ))))
 }

@@ -44,12 +44,17 @@ impl FromStr for Kernel {
     type Err = UnknownKernel;
 
     fn from_str(text: &str) -> Result<Self, UnknownKernel> {
-        Self::ALL.into_iter().find(|kernel| kernel.name() == text).ok_or_else(|| UnknownKernel(text.to_owned()))
+        Self::ALL
+            .into_iter()
+            .find(|kernel| kernel.name() == text)
+            .ok_or_else(|| UnknownKernel(text.to_owned()))
     }
 }
 
 /// How far a lab has come. Stages are reached in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
     /// Checking the cache, building the boot disk.
@@ -139,6 +144,10 @@ mod tests {
 
     #[test]
     fn stages_are_ordered() {
-        assert!(Stage::Prepare < Stage::Bios && Stage::KernelStarted < Stage::Init && Stage::Init < Stage::AgentReady);
+        assert!(
+            Stage::Prepare < Stage::Bios
+                && Stage::KernelStarted < Stage::Init
+                && Stage::Init < Stage::AgentReady
+        );
     }
 }

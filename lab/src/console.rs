@@ -10,14 +10,13 @@ use crate::config::Stage;
 use crate::error::Reason;
 use crate::initramfs::{EXIT_MARK, INIT_MARK, KVM_MARK};
 
-/// Beginnings of kernel messages after which nothing good follows. `contains`, for the time stamp stands before.
-const FATAL: [&str; 6] = [
+/// Beginnings of kernel messages after which nothing good follows.
+const FATAL: [&str; 5] = [
     "Kernel panic - not syncing",
     "Oops: ",
     "BUG: ",
     "kernel BUG at ",
     "general protection fault",
-    "self-detected stall",
 ];
 
 /// Lines kept for error messages.
@@ -85,11 +84,16 @@ impl Console {
                 self.stage = self.stage.max(Stage::KvmLoaded);
             } else {
                 let before = self.lines.back().cloned().unwrap_or_default();
-                self.fail(Failure::Kvm(format!("insmod returned {}: {before}", status.trim())));
+                self.fail(Failure::Kvm(format!(
+                    "insmod returned {}: {before}",
+                    status.trim()
+                )));
             }
         } else if let Some(status) = line.strip_prefix(EXIT_MARK) {
             self.fail(Failure::Agent(status.trim().to_owned()));
-        } else if FATAL.iter().any(|text| line.contains(text)) {
+        } else if kernel_message(&line)
+            .is_some_and(|text| FATAL.iter().any(|fatal| text.starts_with(fatal)))
+        {
             self.fail(Failure::Kernel(line.clone()));
         }
         if self.lines.len() == KEPT {
@@ -120,10 +124,20 @@ impl Console {
     /// The last `count` lines, the unfinished one included.
     pub fn tail(&self, count: usize) -> String {
         let partial = String::from_utf8_lossy(&self.partial);
-        let all = self.lines.iter().map(String::as_str).chain((!partial.is_empty()).then_some(&*partial));
+        let all = self
+            .lines
+            .iter()
+            .map(String::as_str)
+            .chain((!partial.is_empty()).then_some(&*partial));
         let lines: Vec<&str> = all.collect();
         lines[lines.len().saturating_sub(count)..].join("\n")
     }
+}
+
+/// What stands after the kernel's time stamp, if the line is the kernel's and not the agent's.
+fn kernel_message(line: &str) -> Option<&str> {
+    let (time, text) = line.strip_prefix('[')?.split_once("] ")?;
+    time.trim().parse::<f64>().ok().map(|_| text)
 }
 
 #[cfg(test)]
@@ -145,7 +159,10 @@ mod tests {
             ("", Stage::Bios),
             ("@@KERNEL\r\n", Stage::KernelStarted),
             ("@@KERNEL\r\n@@INIT\r\n", Stage::Init),
-            ("@@KERNEL\r\n@@INIT\r\n[    1.2] x\r\n@@KVM 0\r\n", Stage::KvmLoaded),
+            (
+                "@@KERNEL\r\n@@INIT\r\n[    1.2] x\r\n@@KVM 0\r\n",
+                Stage::KvmLoaded,
+            ),
             ("@@KERNEL\r\n@@INIT\r\n@@KVM 1\r\n", Stage::Init),
         ] {
             assert_eq!(console(text).stage(), stage, "{text:?}");
@@ -154,11 +171,24 @@ mod tests {
 
     #[test]
     fn failures_are_told_apart_and_the_first_counts() {
-        let reason = |text| console(text).failure().map(|reason| reason.to_string()).unwrap_or_default();
+        let reason = |text| {
+            console(text)
+                .failure()
+                .map(|reason| reason.to_string())
+                .unwrap_or_default()
+        };
         assert_eq!(reason("@@INIT\nall well\n"), "");
-        assert!(reason("[ 2.0] Kernel panic - not syncing: no init\n@@EXIT 139\n").contains("no init"));
-        assert!(reason("insmod: can't insert: No such device\r\n@@KVM 1\r\n").contains("No such device"));
-        assert_eq!(reason("thread main panicked\n@@EXIT 101\n"), "the agent ended with status 101");
+        assert!(
+            reason("[ 2.0] Kernel panic - not syncing: no init\n@@EXIT 139\n").contains("no init")
+        );
+        assert!(
+            reason("insmod: can't insert: No such device\r\n@@KVM 1\r\n")
+                .contains("No such device")
+        );
+        assert_eq!(
+            reason("thread main panicked\n@@EXIT 101\n"),
+            "the agent ended with status 101"
+        );
     }
 
     #[test]

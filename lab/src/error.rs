@@ -58,22 +58,34 @@ pub enum Reason {
 }
 
 fn said(log: &str) -> String {
-    if log.is_empty() { String::new() } else { format!(": {log}") }
+    if log.is_empty() {
+        String::new()
+    } else {
+        format!(": {log}")
+    }
 }
 
 impl Reason {
     /// What the reader can do about it.
     pub fn advice(&self) -> &'static str {
         match self {
-            Self::NotInstalled(_) => "run lab/setup.sh (as root, or with sudo), which installs and caches what is missing",
+            Self::NotInstalled(_) => {
+                "run lab/setup.sh (as root, or with sudo), which installs and caches what is missing"
+            }
             Self::BadConfig(_) => "correct the lab's configuration",
-            Self::Io { .. } => "check that the disk is not full and that the file may be read and written",
+            Self::Io { .. } => {
+                "check that the disk is not full and that the file may be read and written"
+            }
             Self::BochsDied { .. } => {
                 "try again; if it repeats, check the CPU model's name and that bochs, bochs-term and bochsbios are of one version"
             }
-            Self::KernelFailed(_) => "the console's end below has the trace; another kernel or CPU model may fare better",
+            Self::KernelFailed(_) => {
+                "the console's end below has the trace; another kernel or CPU model may fare better"
+            }
             Self::KvmFailed(_) => "check the CPU model (it needs VMX) and the kvm-intel options",
-            Self::AgentEnded(_) => "the agent's own message is on the console below; it must be a static x86-64 ELF program",
+            Self::AgentEnded(_) => {
+                "the agent's own message is on the console below; it must be a static x86-64 ELF program"
+            }
             Self::TimedOut(_) => {
                 "try again, or allow more time (the emulator shares the CPU with all else that runs on this machine)"
             }
@@ -82,13 +94,22 @@ impl Reason {
 
     /// Whether another boot may well succeed.
     pub(crate) fn is_transient(&self) -> bool {
-        matches!(self, Self::TimedOut(_) | Self::BochsDied { .. } | Self::KernelFailed(_))
+        matches!(
+            self,
+            Self::TimedOut(_) | Self::BochsDied { .. } | Self::KernelFailed(_)
+        )
     }
 }
 
 impl fmt::Display for LabError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "lab failed while {}: {}\n  what to do: {}", self.stage, self.reason, self.reason.advice())?;
+        write!(
+            f,
+            "lab failed while {}: {}\n  what to do: {}",
+            self.stage,
+            self.reason,
+            self.reason.advice()
+        )?;
         if !self.console.is_empty() {
             write!(f, "\n  end of the guest's console:")?;
             for line in self.console.lines() {
@@ -110,7 +131,11 @@ impl std::error::Error for LabError {
 
 impl LabError {
     pub(crate) fn preparing(reason: Reason) -> Self {
-        Self { stage: Stage::Prepare, reason, console: String::new() }
+        Self {
+            stage: Stage::Prepare,
+            reason,
+            console: String::new(),
+        }
     }
 
     /// As an error of a stream: the kind says whether the far end is gone or just slow.
@@ -130,6 +155,11 @@ pub(crate) trait IoContext<T> {
 
 impl<T> IoContext<T> for io::Result<T> {
     fn while_doing(self, what: impl FnOnce() -> String) -> Result<T, LabError> {
-        self.map_err(|source| LabError::preparing(Reason::Io { what: what(), source }))
+        self.map_err(|source| {
+            LabError::preparing(Reason::Io {
+                what: what(),
+                source,
+            })
+        })
     }
 }

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use nvmx_remote::port_io::PortAccess;
 
-use crate::mailbox::{GUEST_HEADER, GUEST_SLOT, HOST_HEADER, HOST_SLOT, Header, INLINE, SECTOR, SLOT_SIZE, checksum};
+use crate::mailbox::{
+    GUEST_HEADER, GUEST_SLOT, HOST_HEADER, HOST_SLOT, Header, INLINE, SECTOR, SLOT_SIZE, checksum,
+};
 
 /// Second ATA channel: command block and device control.
 const ATA: u16 = 0x170;
@@ -58,12 +60,22 @@ impl GuestChannel {
     /// `EPERM` without the right to use ports, `NotFound` if there is no such disk or the host never prepared it.
     pub fn open() -> io::Result<Self> {
         let mut disk = Disk::open()?;
-        let absent = || io::Error::new(io::ErrorKind::NotFound, "no mailbox disk on the second ATA channel");
+        let absent = || {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                "no mailbox disk on the second ATA channel",
+            )
+        };
         let host = disk.read_header(HOST_HEADER)?.ok_or_else(absent)?;
         let ours = disk.read_header(GUEST_HEADER)?.unwrap_or(Header::EMPTY);
         tracing::debug!(sequence = host.sequence, "mailbox found");
         disk.write(GUEST_HEADER, &ours.encode())?;
-        Ok(Self { disk, ours, received: Vec::new(), taken: 0 })
+        Ok(Self {
+            disk,
+            ours,
+            received: Vec::new(),
+            taken: 0,
+        })
     }
 
     /// The host's header once `accept` likes it.
@@ -86,20 +98,27 @@ impl GuestChannel {
         let last = self.ours.acknowledged;
         let header = self.wait_for_host(|header| header.sequence > last)?;
         if header.sequence != last + 1 {
-            return Err(corrupt(format!("message {} from the host after message {last}", header.sequence)));
+            return Err(corrupt(format!(
+                "message {} from the host after message {last}",
+                header.sequence
+            )));
         }
         self.received.clear();
         self.taken = 0;
         match header.inline_body() {
             Some(body) => self.received.extend_from_slice(body),
             None => {
-                self.received.resize((header.length as usize).next_multiple_of(SECTOR), 0);
+                self.received
+                    .resize((header.length as usize).next_multiple_of(SECTOR), 0);
                 self.disk.read(HOST_SLOT, &mut self.received)?;
                 self.received.truncate(header.length as usize);
             }
         }
         if checksum(&self.received) != header.body_checksum {
-            return Err(corrupt(format!("checksum of message {} from the host is wrong", header.sequence)));
+            return Err(corrupt(format!(
+                "checksum of message {} from the host is wrong",
+                header.sequence
+            )));
         }
         self.ours.acknowledged = header.sequence;
         self.disk.write(GUEST_HEADER, &self.ours.encode())
@@ -152,7 +171,10 @@ struct Disk {
 
 impl Disk {
     fn open() -> io::Result<Self> {
-        let mut disk = Self { ports: PortAccess::acquire()?, words: [0; SECTOR / 4] };
+        let mut disk = Self {
+            ports: PortAccess::acquire()?,
+            words: [0; SECTOR / 4],
+        };
         disk.ports.write_byte(ATA_CONTROL, 2)?; // no interrupts: nobody listens
         Ok(disk)
     }
@@ -163,16 +185,19 @@ impl Disk {
         Ok(Header::decode(&bytes))
     }
 
-    /// Reads whole sectors.
+    /// Reads whole sectors: `bytes` must be a multiple of a sector long.
     fn read(&mut self, mut sector: u32, bytes: &mut [u8]) -> io::Result<()> {
         for run in bytes.chunks_mut(256 * SECTOR) {
-            let count = run.len().div_ceil(SECTOR);
+            let (chunks, rest) = run.as_chunks_mut::<SECTOR>();
+            debug_assert!(rest.is_empty(), "whole sectors");
+            let count = chunks.len();
             self.command(READ_SECTORS, sector, count)?;
-            for chunk in run.chunks_mut(SECTOR) {
+            for chunk in chunks {
                 self.wait(WANTS_DATA)?;
                 self.ports.read_words(ATA, &mut self.words)?;
-                for (bytes, word) in chunk.chunks_mut(4).zip(&self.words) {
-                    bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
+                // Arrays of known length: the compiler makes one block move of it, which the emulated CPU needs.
+                for (bytes, word) in chunk.as_chunks_mut::<4>().0.iter_mut().zip(&self.words) {
+                    *bytes = word.to_le_bytes();
                 }
             }
             sector += count as u32;
@@ -183,21 +208,28 @@ impl Disk {
     /// Writes sectors, the last one filled up with zeros.
     fn write(&mut self, mut sector: u32, bytes: &[u8]) -> io::Result<()> {
         for run in bytes.chunks(256 * SECTOR) {
+            let (chunks, rest) = run.as_chunks::<SECTOR>();
             let count = run.len().div_ceil(SECTOR);
             self.command(WRITE_SECTORS, sector, count)?;
-            for chunk in run.chunks(SECTOR) {
-                self.words.fill(0);
-                for (word, bytes) in self.words.iter_mut().zip(chunk.chunks(4)) {
-                    let mut whole = [0; 4];
-                    whole[..bytes.len()].copy_from_slice(bytes);
-                    *word = u32::from_le_bytes(whole);
-                }
-                self.wait(WANTS_DATA)?;
-                self.ports.write_words(ATA, &self.words)?;
+            for chunk in chunks {
+                self.write_sector(chunk)?;
+            }
+            if !rest.is_empty() {
+                let mut last = [0; SECTOR];
+                last[..rest.len()].copy_from_slice(rest);
+                self.write_sector(&last)?;
             }
             sector += count as u32;
         }
         self.wait(0)
+    }
+
+    fn write_sector(&mut self, chunk: &[u8; SECTOR]) -> io::Result<()> {
+        for (word, bytes) in self.words.iter_mut().zip(chunk.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+        self.wait(WANTS_DATA)?;
+        self.ports.write_words(ATA, &self.words)
     }
 
     /// Starts a command on 1 to 256 sectors, with a 28-bit sector number.
@@ -217,15 +249,23 @@ impl Disk {
             let status = self.ports.read_byte(ATA + 7)?;
             if status & BUSY == 0 {
                 if status & FAILED != 0 || status == 0x7f {
-                    return Err(io::Error::new(io::ErrorKind::NotFound, "the mailbox disk refused a command"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::NotFound,
+                        "the mailbox disk refused a command",
+                    ));
                 }
                 if status & wanted == wanted {
                     break;
                 }
             }
             // The clock costs more than the port: look at it now and then.
-            if poll % 1024 == 1023 && since.get_or_insert_with(Instant::now).elapsed() > COMMAND_LIMIT {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("mailbox disk stuck, status {status:#04x}")));
+            if poll % 1024 == 1023
+                && since.get_or_insert_with(Instant::now).elapsed() > COMMAND_LIMIT
+            {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("mailbox disk stuck, status {status:#04x}"),
+                ));
             }
         }
         Ok(())

@@ -26,11 +26,17 @@ pub fn build(config: &LabConfig, kernel: &CachedKernel) -> Result<Vec<u8>, LabEr
         archive.directory(directory);
     }
     archive.file("bin/busybox", 0o755, &read(Path::new("/bin/busybox"))?);
-    for applet in ["cat", "echo", "grep", "head", "insmod", "ls", "mount", "sh", "sleep"] {
+    for applet in [
+        "cat", "echo", "grep", "head", "insmod", "ls", "mount", "sh", "sleep",
+    ] {
         archive.symlink(&format!("bin/{applet}"), "busybox");
     }
     for module in MODULES {
-        archive.file(&format!("lib/{module}.ko"), 0o644, &read(&kernel.module(module))?);
+        archive.file(
+            &format!("lib/{module}.ko"),
+            0o644,
+            &read(&kernel.module(module))?,
+        );
     }
     let agent = read(&config.agent)?;
     check_static(&agent).map_err(|why| bad(format!("agent {}: {why}", config.agent.display())))?;
@@ -39,7 +45,10 @@ pub fn build(config: &LabConfig, kernel: &CachedKernel) -> Result<Vec<u8>, LabEr
     for (source, target) in &config.extra_files {
         let path = target.trim_start_matches('/');
         if path.is_empty() || path.split('/').any(|part| part.is_empty() || part == "..") {
-            return Err(bad(format!("extra file {}: {target:?} is no usable path", source.display())));
+            return Err(bad(format!(
+                "extra file {}: {target:?} is no usable path",
+                source.display()
+            )));
         }
         for (at, _) in path.match_indices('/') {
             let directory = path[..at].to_owned();
@@ -48,7 +57,10 @@ pub fn build(config: &LabConfig, kernel: &CachedKernel) -> Result<Vec<u8>, LabEr
                 directories.push(directory);
             }
         }
-        let mode = fs::metadata(source).while_doing(|| format!("reading {}", source.display()))?.permissions().mode();
+        let mode = fs::metadata(source)
+            .while_doing(|| format!("reading {}", source.display()))?
+            .permissions()
+            .mode();
         archive.file(path, mode, &read(source)?);
     }
     archive.file("init", 0o755, init_script(config).as_bytes());
@@ -56,8 +68,16 @@ pub fn build(config: &LabConfig, kernel: &CachedKernel) -> Result<Vec<u8>, LabEr
 }
 
 fn init_script(config: &LabConfig) -> String {
-    let options: String = config.kvm_options.iter().map(|option| format!(" {}", quoted(option))).collect();
-    let arguments: String = config.agent_args.iter().map(|argument| format!(" {}", quoted(argument))).collect();
+    let options: String = config
+        .kvm_options
+        .iter()
+        .map(|option| format!(" {}", quoted(option)))
+        .collect();
+    let arguments: String = config
+        .agent_args
+        .iter()
+        .map(|argument| format!(" {}", quoted(argument)))
+        .collect();
     format!(
         "#!/bin/sh\n\
          export PATH=/bin HOME=/root RUST_BACKTRACE=1\n\
@@ -83,14 +103,22 @@ fn check_static(program: &[u8]) -> Result<(), &'static str> {
     if program.len() < 64 || program[..6] != *b"\x7fELF\x02\x01" || program[18..20] != [62, 0] {
         return Err("not an x86-64 ELF program");
     }
-    let word = |at: usize| program.get(at..at + 8).map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap_or_default()));
+    let word = |at: usize| {
+        program
+            .get(at..at + 8)
+            .map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap_or_default()))
+    };
     let table = word(32).unwrap_or(0) as usize;
     let count = usize::from(u16::from_le_bytes([program[56], program[57]]));
     let interpreter = (0..count).any(|index| {
         let at = table.saturating_add(56 * index);
         program.get(at..at.saturating_add(4)) == Some(&[3, 0, 0, 0])
     });
-    if interpreter { Err("not static: build it with -C target-feature=+crt-static") } else { Ok(()) }
+    if interpreter {
+        Err("not static: build it with -C target-feature=+crt-static")
+    } else {
+        Ok(())
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, LabError> {
@@ -112,14 +140,27 @@ mod tests {
         config.agent_args = vec!["--serve".into(), "it's $HOME".into()];
         config.kvm_options = vec!["ept=0".into()];
         let script = init_script(&config);
-        assert!(script.contains(r"/bin/agent '--serve' 'it'\''s $HOME'"), "{script}");
-        assert!(script.contains("kvm-intel.ko nested=1 'ept=0'\n"), "{script}");
+        assert!(
+            script.contains(r"/bin/agent '--serve' 'it'\''s $HOME'"),
+            "{script}"
+        );
+        assert!(
+            script.contains("kvm-intel.ko nested=1 'ept=0'\n"),
+            "{script}"
+        );
     }
 
     #[test]
     fn only_static_programs_are_taken() {
-        assert!(check_static(&fs::read("/bin/busybox").unwrap_or_default()).is_ok() || !Path::new("/bin/busybox").exists());
-        assert!(check_static(&fs::read("/bin/sh").unwrap()).unwrap_err().contains("static"));
+        assert!(
+            check_static(&fs::read("/bin/busybox").unwrap_or_default()).is_ok()
+                || !Path::new("/bin/busybox").exists()
+        );
+        assert!(
+            check_static(&fs::read("/bin/sh").unwrap())
+                .unwrap_err()
+                .contains("static")
+        );
         assert!(check_static(b"#!/bin/sh").is_err());
     }
 }

@@ -72,7 +72,10 @@ impl Watch {
         // A kernel that panicked may take Bochs with it: the panic is the cause.
         let said = self.console().failure();
         let reason = said.or_else(|| {
-            ended.map(|status| Reason::BochsDied { status: status.clone(), log: bochs::last_complaint(&self.run_dir) })
+            ended.map(|status| Reason::BochsDied {
+                status: status.clone(),
+                log: bochs::last_complaint(&self.run_dir),
+            })
         })?;
         Some(self.error(reason))
     }
@@ -80,7 +83,11 @@ impl Watch {
     /// An error with the present stage and the console's end.
     pub(crate) fn error(&self, reason: Reason) -> LabError {
         let stage = self.stage();
-        LabError { stage, reason, console: self.console().tail(TAIL) }
+        LabError {
+            stage,
+            reason,
+            console: self.console().tail(TAIL),
+        }
     }
 }
 
@@ -92,7 +99,10 @@ impl Lab {
     ///
     /// # Errors
     /// `NotInstalled` or `BadConfig` before anything runs; else the last attempt's failure.
-    pub fn start(config: &LabConfig, progress: &mut dyn FnMut(Stage, Duration)) -> Result<Self, LabError> {
+    pub fn start(
+        config: &LabConfig,
+        progress: &mut dyn FnMut(Stage, Duration),
+    ) -> Result<Self, LabError> {
         let start = Instant::now();
         let mut attempt = 0;
         loop {
@@ -118,17 +128,32 @@ impl Lab {
         let run_dir = make_run_dir()?;
         let at = |name: &str| run_dir.path().join(name);
         let initramfs = initramfs::build(config, &kernel)?;
-        let flat = vmlinux::flatten(&kernel.vmlinux()).while_doing(|| format!("reading {}", kernel.vmlinux().display()))?;
-        let command_line = [&[COMMAND_LINE.to_owned()], config.kernel_args.as_slice()].concat().join(" ");
-        boot_disk::write(&at(bochs::BOOT_DISK), &flat, &initramfs, &command_line, config.megs)
-            .while_doing(|| format!("writing {}", at(bochs::BOOT_DISK).display()))?;
+        let flat = vmlinux::flatten(&kernel.vmlinux())
+            .while_doing(|| format!("reading {}", kernel.vmlinux().display()))?;
+        let command_line = [&[COMMAND_LINE.to_owned()], config.kernel_args.as_slice()]
+            .concat()
+            .join(" ");
+        boot_disk::write(
+            &at(bochs::BOOT_DISK),
+            &flat,
+            &initramfs,
+            &command_line,
+            config.megs,
+        )
+        .while_doing(|| format!("writing {}", at(bochs::BOOT_DISK).display()))?;
         drop((flat, initramfs));
-        let end = HostEnd::create(&at(bochs::MAILBOX)).while_doing(|| "writing the mailbox".into())?;
+        let end =
+            HostEnd::create(&at(bochs::MAILBOX)).while_doing(|| "writing the mailbox".into())?;
         fs::write(at(bochs::CONSOLE), "").while_doing(|| "writing the console's file".into())?;
-        let console = Console::follow(&at(bochs::CONSOLE)).while_doing(|| "reading the console's file".into())?;
+        let console = Console::follow(&at(bochs::CONSOLE))
+            .while_doing(|| "reading the console's file".into())?;
 
-        let machine = Machine { cpu_model: config.cpu_model.clone(), megs: config.megs };
-        let bochs = Bochs::start(&machine, run_dir.path()).while_doing(|| "starting Bochs".into())?;
+        let machine = Machine {
+            cpu_model: config.cpu_model.clone(),
+            megs: config.megs,
+        };
+        let bochs =
+            Bochs::start(&machine, run_dir.path()).while_doing(|| "starting Bochs".into())?;
         tracing::debug!(process = bochs.process_id(), run_dir = %run_dir.path().display(), "Bochs started");
         let watch = Arc::new(Watch {
             console: Mutex::new(console),
@@ -143,7 +168,13 @@ impl Lab {
                 let _ = watch.ready.set(());
             }
             let stage = watch.stage();
-            for passed in [Stage::Bios, Stage::KernelStarted, Stage::Init, Stage::KvmLoaded, Stage::AgentReady] {
+            for passed in [
+                Stage::Bios,
+                Stage::KernelStarted,
+                Stage::Init,
+                Stage::KvmLoaded,
+                Stage::AgentReady,
+            ] {
                 if passed > reached && passed <= stage {
                     progress(passed, start.elapsed());
                     reached = passed;
@@ -207,7 +238,10 @@ impl Lab {
 
 fn check(config: &LabConfig) -> Result<(), LabError> {
     let bad = |what: String| Err(LabError::preparing(Reason::BadConfig(what)));
-    let word = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
+    let word = |text: &str| {
+        text.chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
+    };
     if !(192..=2048).contains(&config.megs) {
         return bad(format!("megs is {}, must be 192 to 2048", config.megs));
     }
@@ -223,7 +257,10 @@ fn make_run_dir() -> Result<TempDir, LabError> {
     let parent = std::env::temp_dir();
     for entry in fs::read_dir(&parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(RUN_DIR_PREFIX)).and_then(|rest| rest.split('-').next());
+        let owner = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(RUN_DIR_PREFIX))
+            .and_then(|rest| rest.split('-').next());
         if let Some(owner) = owner.filter(|owner| owner.parse::<u32>().is_ok())
             && !Path::new("/proc").join(owner).exists()
         {

@@ -32,9 +32,15 @@ const _: () = assert!((GUEST_SLOT as usize * SECTOR + SLOT_SIZE) as u64 <= DISK_
 /// A checksum that costs an emulated CPU little: six instructions for eight bytes. (CRC-32 needs many more there, or
 /// PCLMULQDQ, which Bochs emulates bit by bit.) It tells old sectors from new ones and torn ones from whole ones.
 pub fn checksum(bytes: &[u8]) -> u64 {
-    let mix = |sum: u64, word: u64| (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    let mix = |sum: u64, word: u64| {
+        (sum ^ word)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(29)
+    };
     let (words, rest) = bytes.as_chunks::<8>();
-    let sum = words.iter().fold(bytes.len() as u64 + 1, |sum, word| mix(sum, u64::from_le_bytes(*word)));
+    let sum = words.iter().fold(bytes.len() as u64 + 1, |sum, word| {
+        mix(sum, u64::from_le_bytes(*word))
+    });
     let mut last = [0; 8];
     last[..rest.len()].copy_from_slice(rest);
     mix(sum, u64::from_le_bytes(last))
@@ -57,7 +63,13 @@ pub struct Header {
 
 impl Header {
     /// The header before any message.
-    pub const EMPTY: Self = Self { sequence: 0, acknowledged: 0, length: 0, body_checksum: 0, inline: [0; INLINE] };
+    pub const EMPTY: Self = Self {
+        sequence: 0,
+        acknowledged: 0,
+        length: 0,
+        body_checksum: 0,
+        inline: [0; INLINE],
+    };
 
     /// The header as it stands on the disk.
     pub fn encode(&self) -> [u8; SECTOR] {
@@ -75,7 +87,9 @@ impl Header {
 
     /// Reads a header; `None` if there is none yet or it was read while being written.
     pub fn decode(sector: &[u8; SECTOR]) -> Option<Self> {
-        let u32_at = |at: usize| u32::from_le_bytes([sector[at], sector[at + 1], sector[at + 2], sector[at + 3]]);
+        let u32_at = |at: usize| {
+            u32::from_le_bytes([sector[at], sector[at + 1], sector[at + 2], sector[at + 3]])
+        };
         let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
         if sector[..4] != MAGIC || checksum(&sector[..SECTOR - 8]) != u64_at(SECTOR - 8) {
             return None;
@@ -116,7 +130,10 @@ mod tests {
     #[test]
     fn headers_survive_the_disk() {
         for length in [0, 1, INLINE, INLINE + 1, SLOT_SIZE] {
-            let mut header = Header { acknowledged: 9, ..Header::EMPTY };
+            let mut header = Header {
+                acknowledged: 9,
+                ..Header::EMPTY
+            };
             header.announce(&vec![0x5a; length]);
             let read = Header::decode(&header.encode()).unwrap();
             assert_eq!(read, header);
@@ -132,7 +149,10 @@ mod tests {
         for cut in 1..SECTOR {
             let mut torn = old;
             torn[..cut].copy_from_slice(&new[..cut]);
-            assert!(torn == old || torn == new || Header::decode(&torn).is_none(), "cut at {cut}");
+            assert!(
+                torn == old || torn == new || Header::decode(&torn).is_none(),
+                "cut at {cut}"
+            );
         }
         assert_eq!(Header::decode(&[0; SECTOR]), None);
     }
@@ -151,7 +171,10 @@ mod tests {
 
     #[test]
     fn a_length_beyond_the_slot_is_refused() {
-        let header = Header { length: SLOT_SIZE as u32 + 1, ..Header::EMPTY };
+        let header = Header {
+            length: SLOT_SIZE as u32 + 1,
+            ..Header::EMPTY
+        };
         assert_eq!(Header::decode(&header.encode()), None);
     }
 }

@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 
 use crate::error::{LabError, Reason};
 use crate::lab::Watch;
-use crate::mailbox::{DISK_SIZE, GUEST_HEADER, GUEST_SLOT, HOST_HEADER, HOST_SLOT, Header, INLINE, SECTOR, SLOT_SIZE, checksum};
+use crate::mailbox::{
+    DISK_SIZE, GUEST_HEADER, GUEST_SLOT, HOST_HEADER, HOST_SLOT, Header, INLINE, SECTOR, SLOT_SIZE,
+    checksum,
+};
 
 /// How often the guest's health is looked at while waiting for it.
 const HEALTH: Duration = Duration::from_millis(20);
@@ -37,9 +40,19 @@ pub(crate) struct HostEnd {
 impl HostEnd {
     /// Makes the mailbox file, with the host's header in it.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
-        let mailbox = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        let mailbox = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)?;
         mailbox.set_len(DISK_SIZE)?;
-        let end = Self { mailbox, ours: Header::EMPTY, received: Vec::new(), taken: 0 };
+        let end = Self {
+            mailbox,
+            ours: Header::EMPTY,
+            received: Vec::new(),
+            taken: 0,
+        };
         end.publish()?;
         Ok(end)
     }
@@ -51,12 +64,14 @@ impl HostEnd {
 
     fn guest(&self) -> io::Result<Option<Header>> {
         let mut sector = [0; SECTOR];
-        self.mailbox.read_exact_at(&mut sector, offset(GUEST_HEADER))?;
+        self.mailbox
+            .read_exact_at(&mut sector, offset(GUEST_HEADER))?;
         Ok(Header::decode(&sector))
     }
 
     fn publish(&self) -> io::Result<()> {
-        self.mailbox.write_all_at(&self.ours.encode(), offset(HOST_HEADER))
+        self.mailbox
+            .write_all_at(&self.ours.encode(), offset(HOST_HEADER))
     }
 
     fn unread(&self) -> usize {
@@ -70,7 +85,10 @@ impl HostEnd {
             return Ok(false);
         }
         if guest.sequence != last + 1 {
-            return Err(corrupt(format!("message {} from the guest after message {last}", guest.sequence)));
+            return Err(corrupt(format!(
+                "message {} from the guest after message {last}",
+                guest.sequence
+            )));
         }
         self.received.drain(..self.taken);
         self.taken = 0;
@@ -79,11 +97,15 @@ impl HostEnd {
             Some(body) => self.received.extend_from_slice(body),
             None => {
                 self.received.resize(start + guest.length as usize, 0);
-                self.mailbox.read_exact_at(&mut self.received[start..], offset(GUEST_SLOT))?;
+                self.mailbox
+                    .read_exact_at(&mut self.received[start..], offset(GUEST_SLOT))?;
             }
         }
         if checksum(&self.received[start..]) != guest.body_checksum {
-            return Err(corrupt(format!("checksum of message {} from the guest is wrong", guest.sequence)));
+            return Err(corrupt(format!(
+                "checksum of message {} from the guest is wrong",
+                guest.sequence
+            )));
         }
         self.ours.acknowledged = guest.sequence;
         self.publish()?;
@@ -102,7 +124,11 @@ impl HostEnd {
 
 impl LabStream {
     pub(crate) fn new(end: Arc<Mutex<HostEnd>>, watch: Arc<Watch>) -> Self {
-        Self { end, watch, timeout: None }
+        Self {
+            end,
+            watch,
+            timeout: None,
+        }
     }
 
     /// Sets how long a read or write may wait for the guest; `None`, the default, is for ever. After a time-out the
@@ -116,11 +142,7 @@ impl LabStream {
     }
 
     /// Takes in messages until `done`, which sees the end and the guest's header.
-    fn wait(
-        &self,
-        end: &mut HostEnd,
-        done: impl Fn(&HostEnd, &Header) -> bool,
-    ) -> io::Result<()> {
+    fn wait(&self, end: &mut HostEnd, done: impl Fn(&HostEnd, &Header) -> bool) -> io::Result<()> {
         let start = Instant::now();
         let mut next_health = start + HEALTH;
         loop {
@@ -142,7 +164,11 @@ impl LabStream {
                 next_health = now + HEALTH;
             }
             if let Some(limit) = self.timeout.filter(|&limit| now - start >= limit) {
-                return Err(LabError { console: String::new(), ..self.watch.error(Reason::TimedOut(limit)) }.into_io());
+                return Err(LabError {
+                    console: String::new(),
+                    ..self.watch.error(Reason::TimedOut(limit))
+                }
+                .into_io());
             }
             thread::sleep(pause(now - start));
         }
@@ -183,7 +209,9 @@ impl Write for LabStream {
             return Ok(0);
         }
         let mut end = self.lock();
-        self.wait(&mut end, |end, guest| guest.acknowledged >= end.ours.sequence)?;
+        self.wait(&mut end, |end, guest| {
+            guest.acknowledged >= end.ours.sequence
+        })?;
         end.send(body)?;
         Ok(body.len())
     }

@@ -30,7 +30,11 @@ pub fn flatten(path: &Path) -> io::Result<FlatKernel> {
     if header[..6] != *b"\x7fELF\x02\x01" || u16_at(&header, 18) != 62 {
         return Err(invalid("not a 64-bit x86 ELF file"));
     }
-    let (table, entry_size, count) = (u64_at(&header, 32), u16_at(&header, 54), u16_at(&header, 56));
+    let (table, entry_size, count) = (
+        u64_at(&header, 32),
+        u16_at(&header, 54),
+        u16_at(&header, 56),
+    );
     if entry_size != 56 {
         return Err(invalid("unknown size of program headers"));
     }
@@ -38,26 +42,47 @@ pub fn flatten(path: &Path) -> io::Result<FlatKernel> {
     for index in 0..u64::from(count) {
         let mut program = [0; 56];
         file.read_exact_at(&mut program, table.saturating_add(index * 56))?;
-        let (kind, offset, physical, size) =
-            (u32_at(&program, 0), u64_at(&program, 8), u64_at(&program, 24), u64_at(&program, 32));
+        let (kind, offset, physical, size) = (
+            u32_at(&program, 0),
+            u64_at(&program, 8),
+            u64_at(&program, 24),
+            u64_at(&program, 32),
+        );
         if kind == 1 && size > 0 {
             segments.push((offset, physical, size));
         }
     }
-    let base = segments.iter().map(|&(_, physical, _)| physical).min().ok_or_else(|| invalid("no segment to load"))?;
-    let end = segments.iter().map(|&(_, physical, size)| physical.saturating_add(size)).max().unwrap_or(base);
+    let base = segments
+        .iter()
+        .map(|&(_, physical, _)| physical)
+        .min()
+        .ok_or_else(|| invalid("no segment to load"))?;
+    let end = segments
+        .iter()
+        .map(|&(_, physical, size)| physical.saturating_add(size))
+        .max()
+        .unwrap_or(base);
     let entry = u64_at(&header, 24);
     if end - base > MAX_SIZE || end > 1 << 31 || entry < base || entry >= end {
-        return Err(invalid("segments or entry point outside the low 2 GiB of physical memory"));
+        return Err(invalid(
+            "segments or entry point outside the low 2 GiB of physical memory",
+        ));
     }
     let mut bytes = vec![0; (end - base) as usize];
     for (offset, physical, size) in segments {
         let start = (physical - base) as usize;
         file.read_exact_at(&mut bytes[start..start + size as usize], offset)?;
     }
-    let used = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    let used = bytes
+        .iter()
+        .rposition(|&byte| byte != 0)
+        .map_or(0, |last| last + 1);
     bytes.truncate(used);
-    Ok(FlatKernel { base: base as u32, entry: entry as u32, bytes })
+    Ok(FlatKernel {
+        base: base as u32,
+        entry: entry as u32,
+        bytes,
+    })
 }
 
 fn invalid(what: &str) -> io::Error {
@@ -104,7 +129,14 @@ mod tests {
 
     #[test]
     fn segments_stand_at_their_physical_addresses() {
-        let file = elf(&[(1, 0x10_0010, b"data"), (1, 0x10_0000, b"code"), (4, 0x50_0000, b"note")], 0x10_0002);
+        let file = elf(
+            &[
+                (1, 0x10_0010, b"data"),
+                (1, 0x10_0000, b"code"),
+                (4, 0x50_0000, b"note"),
+            ],
+            0x10_0002,
+        );
         let kernel = flatten(file.path()).unwrap();
         assert_eq!((kernel.base, kernel.entry), (0x10_0000, 0x10_0002));
         assert_eq!(kernel.bytes, b"code\0\0\0\0\0\0\0\0\0\0\0\0data");
@@ -115,9 +147,15 @@ mod tests {
         for file in [
             elf(&[], 0),
             elf(&[(1, 0x10_0000, b"code")], 0x20_0000),
-            elf(&[(1, 0x10_0000, b"a"), (1, u64::MAX - 8, b"far away")], 0x10_0000),
+            elf(
+                &[(1, 0x10_0000, b"a"), (1, u64::MAX - 8, b"far away")],
+                0x10_0000,
+            ),
         ] {
-            assert_eq!(flatten(file.path()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+            assert_eq!(
+                flatten(file.path()).unwrap_err().kind(),
+                io::ErrorKind::InvalidData
+            );
         }
         assert!(flatten(Path::new("/proc/self/cmdline")).is_err());
     }

@@ -3,6 +3,7 @@
 
 pub mod atomic;
 pub mod capture;
+pub mod diff;
 pub mod document;
 pub mod error;
 pub mod file;
@@ -11,8 +12,11 @@ pub mod limits;
 pub mod model;
 pub mod pages;
 pub mod pages_file;
+pub mod policy;
+pub mod rows;
 
 pub use capture::{MemoryScope, Target, capture, restore};
+pub use diff::Diff;
 pub use error::{Error, Result};
 pub use file::{load, save};
 pub use limits::Limits;

@@ -46,7 +46,8 @@ impl Alarm {
         let set = only_ours();
         let mut before = empty_set();
         // SAFETY: both sets live across the call.
-        let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before) };
+        let result =
+            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before) };
         if result != 0 {
             return Err(error::kernel("pthread_sigmask", result));
         }
@@ -102,9 +103,9 @@ impl Alarm {
             tv_nsec: 0,
         };
         // SAFETY: set and time live across the call; no information is asked for.
-        while unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const now) } > 0
-        {
-        }
+        while unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const now) }
+            > 0
+        {}
         Ok(())
     }
 

@@ -386,7 +386,13 @@ mod tests {
         };
         assert_eq!(super::events(&kernel_events(&events, all).unwrap()), events);
         for (missing, field) in [
-            (EventFeatures { payload: false, ..all }, "exception_pending"),
+            (
+                EventFeatures {
+                    payload: false,
+                    ..all
+                },
+                "exception_pending",
+            ),
             (
                 EventFeatures {
                     triple_fault: false,

@@ -44,9 +44,7 @@ fn hint(call: &str, errno: i32) -> Option<&'static str> {
         ("open /dev/kvm", libc::EACCES | libc::EPERM) => {
             "add the user to the group kvm, or run as root"
         }
-        ("KVM_CREATE_VM", libc::EBUSY) => {
-            "another hypervisor holds the processor's virtualization"
-        }
+        ("KVM_CREATE_VM", libc::EBUSY) => "another hypervisor holds the processor's virtualization",
         ("KVM_SET_CPUID2", libc::EINVAL) => {
             "after its first run a vCPU takes only the CPUID that it has"
         }

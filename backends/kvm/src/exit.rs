@@ -122,7 +122,10 @@ fn io(area: &mut RunArea) -> Decoded {
     // SAFETY: the exit reason is KVM_EXIT_IO, so `io` is the valid member.
     let io = unsafe { area.get().__bindgen_anon_1.io };
     if !matches!(io.size, 1 | 2 | 4) || io.count == 0 {
-        return nonsense(format!("KVM_EXIT_IO of {} times {} bytes", io.count, io.size));
+        return nonsense(format!(
+            "KVM_EXIT_IO of {} times {} bytes",
+            io.count, io.size
+        ));
     }
     let size = usize::from(io.size);
     let Some(data) = area.data(io.data_offset, size * io.count as usize) else {

@@ -40,8 +40,13 @@ impl GuardedBuffer {
             offset: accessible - bytes.len(),
         };
         // SAFETY: the last page of our own mapping, which nothing refers to yet.
-        if unsafe { libc::mprotect(mapping.as_ptr().add(accessible).cast(), PAGE, libc::PROT_NONE) }
-            != 0
+        if unsafe {
+            libc::mprotect(
+                mapping.as_ptr().add(accessible).cast(),
+                PAGE,
+                libc::PROT_NONE,
+            )
+        } != 0
         {
             return Err(error::last("mprotect"));
         }
@@ -85,9 +90,8 @@ mod tests {
             let exact = unsafe { libc::write(writer.as_raw_fd(), buffer.as_ptr().cast(), length) };
             assert_eq!(exact, length as isize);
             // SAFETY: as above.
-            let behind = unsafe {
-                libc::write(writer.as_raw_fd(), buffer.as_ptr().add(length).cast(), 1)
-            };
+            let behind =
+                unsafe { libc::write(writer.as_raw_fd(), buffer.as_ptr().add(length).cast(), 1) };
             assert_eq!(behind, -1, "length {length}");
             assert_eq!(error::last_errno(), libc::EFAULT);
             drop(reader);

@@ -80,7 +80,10 @@ const ALL: [Capability; 9] = [
     Capability::NestedEvents,
 ];
 
-fn entries(kvm: &Kvm, nested: &Result<String, String>) -> Vec<(Capability, Result<String, String>)> {
+fn entries(
+    kvm: &Kvm,
+    nested: &Result<String, String>,
+) -> Vec<(Capability, Result<String, String>)> {
     let verdict = |capability| match capability {
         Capability::NestedVmx => nested.clone(),
         Capability::NestedEpt => nested.clone().and_then(|_| ept_verdict()),
@@ -154,7 +157,11 @@ fn nested_verdict(facts: &Facts) -> Result<String, String> {
         return Err(format!(
             "the host's processor is {}, which has SVM and no VMX; use an Intel host, \
              the soft backend, or the lab (`nvmx lab`)",
-            if facts.vendor.is_empty() { "AMD" } else { &facts.vendor }
+            if facts.vendor.is_empty() {
+                "AMD"
+            } else {
+                &facts.vendor
+            }
         ));
     }
     if !facts.vmx {
@@ -171,9 +178,9 @@ fn nested_verdict(facts: &Facts) -> Result<String, String> {
              nested=1`"
                 .into(),
         ),
-        Some(_) if facts.nested_size == 0 => Err(
-            "this kernel has no KVM_CAP_NESTED_STATE (Linux 4.20 or newer has it)".into(),
-        ),
+        Some(_) if facts.nested_size == 0 => {
+            Err("this kernel has no KVM_CAP_NESTED_STATE (Linux 4.20 or newer has it)".into())
+        }
         Some(_) => Ok(format!(
             "kvm_intel nested=1, states of up to {} bytes",
             facts.nested_size
@@ -204,11 +211,42 @@ mod tests {
         };
         assert!(nested_verdict(&good).is_ok());
         let cases: [(Facts, &str); 5] = [
-            (Facts { vendor: "AuthenticAMD".into(), ..good.clone() }, "SVM and no VMX"),
-            (Facts { vmx: false, kvm_intel_nested: None, ..good.clone() }, "does not offer VMX"),
-            (Facts { kvm_intel_nested: None, ..good.clone() }, "modprobe kvm_intel nested=1"),
-            (Facts { kvm_intel_nested: Some("N".into()), ..good.clone() }, "nested=0"),
-            (Facts { nested_size: 0, ..good.clone() }, "KVM_CAP_NESTED_STATE"),
+            (
+                Facts {
+                    vendor: "AuthenticAMD".into(),
+                    ..good.clone()
+                },
+                "SVM and no VMX",
+            ),
+            (
+                Facts {
+                    vmx: false,
+                    kvm_intel_nested: None,
+                    ..good.clone()
+                },
+                "does not offer VMX",
+            ),
+            (
+                Facts {
+                    kvm_intel_nested: None,
+                    ..good.clone()
+                },
+                "modprobe kvm_intel nested=1",
+            ),
+            (
+                Facts {
+                    kvm_intel_nested: Some("N".into()),
+                    ..good.clone()
+                },
+                "nested=0",
+            ),
+            (
+                Facts {
+                    nested_size: 0,
+                    ..good.clone()
+                },
+                "KVM_CAP_NESTED_STATE",
+            ),
         ];
         for (facts, words) in cases {
             let reason = nested_verdict(&facts).unwrap_err();

@@ -74,7 +74,11 @@ impl KvmVcpu {
 
     fn apic_is_enabled(&self) -> Result<bool> {
         let lapic = self.fd.get_lapic().map_err(ioctl("KVM_GET_LAPIC"))?;
-        let apic_base = self.fd.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?.apic_base;
+        let apic_base = self
+            .fd
+            .get_sregs()
+            .map_err(ioctl("KVM_GET_SREGS"))?
+            .apic_base;
         // IA32_APIC_BASE bit 11 and the spurious-interrupt vector register's bit 8.
         Ok(apic_base & 1 << 11 != 0 && lapic.regs[0xf1] & 1 != 0)
     }

@@ -50,10 +50,7 @@ impl KvmVcpu {
             // The kernel takes no more than this in one call.
             let batch = &rest[..rest.len().min(kvm_bindings::KVM_MAX_MSR_ENTRIES)];
             let mut msrs = entries(batch.iter().map(|&number| (number, 0)))?;
-            let done = self
-                .fd
-                .get_msrs(&mut msrs)
-                .map_err(ioctl("KVM_GET_MSRS"))?;
+            let done = self.fd.get_msrs(&mut msrs).map_err(ioctl("KVM_GET_MSRS"))?;
             for entry in msrs.as_slice().iter().take(done) {
                 values.insert(entry.index, entry.data);
             }

@@ -87,7 +87,9 @@ fn outside_vmx() -> [u8; HEADER] {
 /// The kernel's bytes as nvmx-core has them.
 pub(crate) fn to_core(bytes: &[u8]) -> Result<NestedState> {
     NestedState::from_bytes(bytes).map_err(|error| {
-        BackendError::Other(format!("KVM_GET_NESTED_STATE gave what we cannot read: {error}"))
+        BackendError::Other(format!(
+            "KVM_GET_NESTED_STATE gave what we cannot read: {error}"
+        ))
     })
 }
 

@@ -7,7 +7,7 @@ use std::fs::File;
 use vm_memory::{Bytes as _, FileOffset, GuestAddress, GuestMemoryMmap};
 
 /// The local APIC's page: RAM may not reach it.
-pub const APIC_BASE: u64 = 0xfee0_0000;
+pub(crate) const APIC_BASE: u64 = 0xfee0_0000;
 
 /// Where KVM keeps three pages of its own for real mode without unrestricted guest
 /// (KVM_SET_TSS_ADDR) and, one page below, its identity map: in the firmware's region, no RAM.
@@ -130,7 +130,8 @@ mod tests {
     #[test]
     fn written_pages_are_reported_once_with_the_kernels() {
         let mut ram = Ram::new(200 * PAGE_SIZE).unwrap();
-        ram.write_marked(L1Phys(70 * PAGE_SIZE - 1), &[1, 2]).unwrap();
+        ram.write_marked(L1Phys(70 * PAGE_SIZE - 1), &[1, 2])
+            .unwrap();
         ram.write_marked(L1Phys(0), &[]).unwrap();
         assert_eq!(ram.take_dirty(&[1 << 3, 0, 0, 1]), [3, 69, 70, 192]);
         assert_eq!(ram.take_dirty(&[]), [] as [u64; 0]);

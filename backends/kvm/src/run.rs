@@ -242,10 +242,7 @@ impl KvmVcpu {
 
     /// Whether the local APIC's timer will raise an interrupt (SDM Vol. 3A "APIC Timer").
     fn apic_timer_is_armed(&self) -> Result<bool> {
-        let lapic = self
-            .fd
-            .get_lapic()
-            .map_err(error::ioctl("KVM_GET_LAPIC"))?;
+        let lapic = self.fd.get_lapic().map_err(error::ioctl("KVM_GET_LAPIC"))?;
         let register = |offset: usize| {
             let mut bytes = [0; 4];
             for (to, from) in bytes.iter_mut().zip(&lapic.regs[offset..]) {

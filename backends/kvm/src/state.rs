@@ -199,9 +199,7 @@ impl KvmVcpu {
         if self.fd.get_tsc_khz().is_ok_and(|now| now == khz) {
             return Ok(());
         }
-        self.fd
-            .set_tsc_khz(khz)
-            .map_err(ioctl("KVM_SET_TSC_KHZ"))
+        self.fd.set_tsc_khz(khz).map_err(ioctl("KVM_SET_TSC_KHZ"))
     }
 
     /// XCR0; `None` on a processor without XSAVE.

@@ -109,9 +109,13 @@ pub(crate) fn set_sregs2(vcpu: RawFd, sregs: &kvm_sregs2) -> Result<()> {
 /// The buffer is zeroed first. It must be the size that KVM_CHECK_EXTENSION names: to a smaller one
 /// the kernel can write past the size it was told (L1 in root mode, VMCS shadowing on).
 pub(crate) fn nested_state(vcpu: RawFd, buffer: &mut [u8]) -> i32 {
-    assert!(buffer.len() >= 8320, "the kernel may write past a short buffer");
+    assert!(
+        buffer.len() >= 8320,
+        "the kernel may write past a short buffer"
+    );
+    let size = (buffer.len() as u32).to_le_bytes();
     buffer.fill(0);
-    buffer[4..8].copy_from_slice(&(buffer.len() as u32).to_le_bytes());
+    buffer[4..8].copy_from_slice(&size);
     // SAFETY: the kernel writes at most 128 + 2 * 4096 bytes, checked above.
     unsafe { ioctl(vcpu, KVM_GET_NESTED_STATE, buffer.as_mut_ptr()) }
 }

@@ -8,9 +8,7 @@ use crate::vm::Shared;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
 use nvmx_core::nested::NestedState;
-use nvmx_core::vcpu::{
-    BackendError, Budget, Capability, Exit, NestedEvent, Parts, Result, Vcpu,
-};
+use nvmx_core::vcpu::{BackendError, Budget, Capability, Exit, NestedEvent, Parts, Result, Vcpu};
 use nvmx_core::x86::ownership::Level;
 use nvmx_core::x86::{CpuState, Event};
 use std::collections::VecDeque;

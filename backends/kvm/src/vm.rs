@@ -16,7 +16,7 @@ use nvmx_core::addr::L1Phys;
 use nvmx_core::memory::GuestMemory as _;
 use nvmx_core::vcpu::{BackendError, Capabilities, Capability, Result, Vcpu, Vm, VmConfig};
 use std::sync::{Arc, Mutex};
-use vm_memory::{GuestMemory as _, GuestMemoryRegion as _};
+use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 
 /// How the local APIC is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,7 +25,9 @@ impl PortAccess {
     /// `EPERM` without `CAP_SYS_RAWIO`, `ENOSYS` from a kernel without `CONFIG_X86_IOPL_IOPERM`.
     pub fn acquire() -> io::Result<Self> {
         raise_iopl()?;
-        Ok(Self { owner: thread::current().id() })
+        Ok(Self {
+            owner: thread::current().id(),
+        })
     }
 
     /// Makes sure that the calling thread may use the ports.
@@ -49,7 +51,9 @@ impl PortAccess {
         self.ensure()?;
         let value: u8;
         // SAFETY: `ensure` gave this thread the right to execute IN, which writes AL and no memory.
-        unsafe { asm!("in al, dx", out("al") value, in("dx") port, options(nomem, nostack, preserves_flags)) };
+        unsafe {
+            asm!("in al, dx", out("al") value, in("dx") port, options(nomem, nostack, preserves_flags))
+        };
         Ok(value)
     }
 
@@ -63,7 +67,9 @@ impl PortAccess {
     pub fn write_byte(&mut self, port: u16, value: u8) -> io::Result<()> {
         self.ensure()?;
         // SAFETY: `ensure` gave this thread the right to execute OUT, which touches no memory of ours.
-        unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+        unsafe {
+            asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags))
+        };
         Ok(())
     }
 
@@ -100,5 +106,9 @@ impl PortAccess {
 
 fn raise_iopl() -> io::Result<()> {
     // SAFETY: iopl only changes this thread's right to use ports; it reads and writes no memory of the process.
-    if unsafe { libc::iopl(3) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if unsafe { libc::iopl(3) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -1,3 +1,18 @@
 //! The software backend: unicorn runs the instructions, nvmx-core does VMX.
+//!
+//! [`SoftVm`] implements the traits of [`nvmx_core::vcpu`]. [`engine`] is the room where unicorn and
+//! every unsafe line about it live; `processor` interprets what the engine leaves to us; `machine`
+//! keeps the two in step.
 
 pub mod engine;
+
+mod decode;
+mod machine;
+mod model;
+mod nested;
+mod processor;
+mod ram;
+mod state;
+mod vm;
+
+pub use vm::SoftVm;

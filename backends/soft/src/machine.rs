@@ -46,6 +46,7 @@ pub(crate) fn sync_out(processor: &mut Processor, env: &mut Env) {
     if retired != 0 {
         env.retired(retired);
     }
+    processor.executed_at_sync = env.executed();
     let cpu = &processor.cpu;
     env.set_regs(&cpu.regs);
     env.write_sregs(&cpu.sregs);
@@ -186,6 +187,7 @@ impl Machine for Runner<'_> {
         sync_in(self.processor, env);
         let request = &fault.request;
         let processor = &mut *self.processor;
+        processor.cpu.vmx.run_pending = false;
         let exit = if processor.regime.is_canonical(request.vaddr) {
             processor.regime.alignment_check = !request.smap;
             let result = paging::translate(&processor.ram, &processor.regime, request.vaddr, Self::access(request));
@@ -204,6 +206,7 @@ impl Machine for Runner<'_> {
 
     fn mmio(&mut self, env: &mut Env, _access: &Mmio) -> Action {
         sync_in(self.processor, env);
+        self.processor.cpu.vmx.run_pending = false;
         let exit = self.processor.mmio(env.instruction_bytes());
         self.finish(env, exit)
     }

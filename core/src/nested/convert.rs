@@ -4,6 +4,7 @@
 //! `vmxon` stays `Some` and `smm_flags` says that operation is suspended.
 
 use super::{Flags, NestedState, SmmFlags};
+use crate::vcpu::BackendError;
 use crate::vmx::controls::{PinBased, Primary, Secondary};
 use crate::vmx::{Field, Vmcs12, VmxState};
 use thiserror::Error;
@@ -20,6 +21,19 @@ pub enum NotRepresentable {
     /// A current VMCS but not all the bytes of its vmcs12.
     #[error("the state names a current VMCS but holds no whole vmcs12")]
     Vmcs12Missing,
+}
+
+impl From<NotRepresentable> for BackendError {
+    fn from(error: NotRepresentable) -> Self {
+        let text = error.to_string();
+        match text.strip_prefix("unsupported: ") {
+            Some(what) => Self::Unsupported(what.into()),
+            None => Self::StateRefused {
+                part: "nested state".into(),
+                reason: text,
+            },
+        }
+    }
 }
 
 /// Whether L2 has VMCS shadowing (KVM: `nested_cpu_has_shadow_vmcs`).
@@ -93,6 +107,7 @@ impl NestedState {
             mtf_pending: guest_mode && self.flags().contains(Flags::MTF_PENDING),
             preemption_timer_deadline: self.preemption_timer_deadline().filter(|_| guest_mode),
             smm_flags: self.smm().bits(),
+            // What the ABI does not carry starts afresh.
             ..VmxState::default()
         };
         Ok(())

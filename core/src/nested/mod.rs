@@ -16,6 +16,7 @@ pub use convert::NotRepresentable;
 pub use header::{Flags, Header, SmmFlags, VmxFlags};
 
 use crate::addr::L1Phys;
+use crate::vcpu::BackendError;
 use crate::vmx::Vmcs12;
 use crate::vmx::vmcs12::VMCS12_SIZE;
 use std::fmt;
@@ -43,6 +44,15 @@ pub enum ParseError {
         /// Bytes that there are, which is the offset where the header breaks off.
         length: usize,
     },
+}
+
+impl From<ParseError> for BackendError {
+    fn from(error: ParseError) -> Self {
+        Self::StateRefused {
+            part: "nested state".into(),
+            reason: error.to_string(),
+        }
+    }
 }
 
 /// `struct kvm_nested_state`: the header, then one or two VMCS regions, then whatever else was there.
@@ -187,14 +197,18 @@ impl NestedState {
         self.header.set_size(size as u32);
     }
 
-    /// The bytes of the data at `offset` behind the header, `None` if they are not all there.
+    /// The first `length` bytes of region 0 (vmcs12) or 1 (shadow vmcs12), whole or cut short;
+    /// `None` if not all of them are there.
     #[must_use]
-    pub fn data(&self, offset: usize, length: usize) -> Option<Vec<u8>> {
-        let bytes = self.to_bytes();
-        let start = HEADER_SIZE.checked_add(offset)?;
-        bytes
-            .get(start..start.checked_add(length)?)
-            .map(<[u8]>::to_vec)
+    pub fn region_prefix(&self, region: usize, length: usize) -> Option<&[u8]> {
+        let regions = [&self.vmcs12, &self.shadow_vmcs12];
+        match regions.get(region)? {
+            Some(whole) => whole.bytes().get(..length),
+            None if regions[..region].iter().all(|region| region.is_some()) => {
+                self.rest.get(..length)
+            }
+            None => None,
+        }
     }
 }
 

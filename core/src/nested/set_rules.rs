@@ -240,7 +240,10 @@ impl SetContext<'_> {
     }
 
     fn is_physical(&self, address: u64) -> bool {
-        address.checked_shr(self.physical_address_width.into()).unwrap_or(0) == 0
+        address
+            .checked_shr(self.physical_address_width.into())
+            .unwrap_or(0)
+            == 0
     }
 }
 
@@ -281,14 +284,18 @@ pub fn check(state: &NestedState, context: &SetContext<'_>) -> Result<SetPlan, R
         map_enlightened_vmcs: false,
         evaluate_events: false,
     };
-    let Some(vmxon) = state.vmxon_pa() else { return Ok(plan) };
+    let Some(vmxon) = state.vmxon_pa() else {
+        return Ok(plan);
+    };
     plan.vmx.vmxon = Some(vmxon);
     let flags = state.flags();
     let size = state.header().size() as usize;
     let current = state.vmcs12_pa();
     if size < SIZE_WITH_VMCS12 {
         let wants_vmcs12 = flags.intersects(Flags::GUEST_MODE | Flags::EVMCS) || current.is_some();
-        holds(!wants_vmcs12, SetRefusal::SizeBelowVmcs12, || format!("size {size}"))?;
+        holds(!wants_vmcs12, SetRefusal::SizeBelowVmcs12, || {
+            format!("size {size}")
+        })?;
         // VMX operation without a VMCS. The kernel returns before it looks at the SMM flags: a vCPU
         // in SMM is in VMX operation afterwards, although the state said that it is suspended.
         return Ok(plan);
@@ -312,7 +319,9 @@ pub fn check(state: &NestedState, context: &SetContext<'_>) -> Result<SetPlan, R
     plan.vmx.vmcs12 = region(state, 0, SetRefusal::Vmcs12Fault, context.layout)?;
     let revision = plan.vmx.vmcs12.revision();
     let same = revision == VMCS12_REVISION;
-    holds(same, SetRefusal::Vmcs12Revision, || format!("{revision:#x}"))?;
+    holds(same, SetRefusal::Vmcs12Revision, || {
+        format!("{revision:#x}")
+    })?;
     if !flags.contains(Flags::GUEST_MODE) {
         // Whatever else is in the vmcs12 is L1's business: it is checked when L1 enters.
         return Ok(plan);
@@ -330,46 +339,75 @@ fn check_header(state: &NestedState, context: &SetContext<'_>) -> Result<(), Ref
     let smm_bits = hex(smm.bits().into());
 
     let size = header.size();
-    holds(size as usize >= HEADER_SIZE, R::SizeBelowHeader, || format!("size {size}"))?;
-    let known = Flags::GUEST_MODE
-        | Flags::RUN_PENDING
-        | Flags::EVMCS
-        | Flags::MTF_PENDING
-        | Flags::GIF_SET;
+    holds(size as usize >= HEADER_SIZE, R::SizeBelowHeader, || {
+        format!("size {size}")
+    })?;
+    let known =
+        Flags::GUEST_MODE | Flags::RUN_PENDING | Flags::EVMCS | Flags::MTF_PENDING | Flags::GIF_SET;
     holds((flags - known).is_empty(), R::UnknownFlags, flag_bits)?;
     let run_pending = flags.contains(Flags::RUN_PENDING);
     let guest_mode = flags.contains(Flags::GUEST_MODE);
-    holds(!run_pending || guest_mode, R::RunPendingOutsideGuestMode, flag_bits)?;
+    holds(
+        !run_pending || guest_mode,
+        R::RunPendingOutsideGuestMode,
+        flag_bits,
+    )?;
 
     let format = header.format();
-    holds(format == FORMAT_VMX, R::NotVmxFormat, || format!("format {format}"))?;
+    holds(format == FORMAT_VMX, R::NotVmxFormat, || {
+        format!("format {format}")
+    })?;
     match header.vmxon_pa() {
         None => {
             holds(smm.is_empty(), R::SmmFlagsWithoutVmxon, smm_bits)?;
             let vmcs12 = header.vmcs12_pa();
-            holds(vmcs12.is_none(), R::Vmcs12WithoutVmxon, || format!("{vmcs12:?}"))?;
-            holds((flags - Flags::EVMCS).is_empty(), R::FlagsWithoutVmxon, flag_bits)?;
+            holds(vmcs12.is_none(), R::Vmcs12WithoutVmxon, || {
+                format!("{vmcs12:?}")
+            })?;
+            holds(
+                (flags - Flags::EVMCS).is_empty(),
+                R::FlagsWithoutVmxon,
+                flag_bits,
+            )?;
         }
         Some(vmxon) => {
             holds(context.guest_has_vmx, R::GuestLacksVmx, String::new)?;
-            holds(context.is_page(vmxon), R::VmxonPointer, || format!("{vmxon}"))?;
+            holds(context.is_page(vmxon), R::VmxonPointer, || {
+                format!("{vmxon}")
+            })?;
         }
     }
     let smm_guest_mode = smm.contains(SmmFlags::GUEST_MODE);
-    holds(!(smm_guest_mode && guest_mode), R::SmmGuestModeInGuestMode, String::new)?;
+    holds(
+        !(smm_guest_mode && guest_mode),
+        R::SmmGuestModeInGuestMode,
+        String::new,
+    )?;
     let known = SmmFlags::GUEST_MODE | SmmFlags::VMXON;
     holds((smm - known).is_empty(), R::UnknownSmmFlags, smm_bits)?;
     let known = VmxFlags::PREEMPTION_TIMER_DEADLINE;
-    holds((vmx_flags - known).is_empty(), R::UnknownVmxFlags, hex(vmx_flags.bits().into()))?;
+    holds(
+        (vmx_flags - known).is_empty(),
+        R::UnknownVmxFlags,
+        hex(vmx_flags.bits().into()),
+    )?;
     if context.in_smm {
         holds(!guest_mode && !run_pending, R::GuestModeInSmm, flag_bits)?;
     } else {
         holds(smm.is_empty(), R::SmmFlagsOutsideSmm, smm_bits)?;
     }
     let smm_vmxon = smm.contains(SmmFlags::VMXON);
-    holds(!smm_guest_mode || smm_vmxon, R::SmmGuestModeWithoutSmmVmxon, smm_bits)?;
+    holds(
+        !smm_guest_mode || smm_vmxon,
+        R::SmmGuestModeWithoutSmmVmxon,
+        smm_bits,
+    )?;
     let evmcs_allowed = context.guest_has_vmx && context.enlightened_vmcs_enabled;
-    holds(!flags.contains(Flags::EVMCS) || evmcs_allowed, R::EvmcsNotEnabled, String::new)
+    holds(
+        !flags.contains(Flags::EVMCS) || evmcs_allowed,
+        R::EvmcsNotEnabled,
+        String::new,
+    )
 }
 
 /// Steps 22 to 27: L2 runs afterwards.
@@ -387,10 +425,12 @@ fn check_guest_mode(
         let size = state.header().size() as usize;
         let fits = size >= SIZE_WITH_SHADOW;
         holds(fits, SetRefusal::SizeBelowShadow, || format!("size {size}"))?;
-        let shadow = region(state, VMCS12_SIZE, SetRefusal::ShadowFault, context.layout)?;
+        let shadow = region(state, 1, SetRefusal::ShadowFault, context.layout)?;
         let revision = shadow.revision();
         let same = revision == VMCS12_REVISION;
-        holds(same, SetRefusal::ShadowRevision, || format!("{revision:#x}"))?;
+        holds(same, SetRefusal::ShadowRevision, || {
+            format!("{revision:#x}")
+        })?;
         holds(shadow.is_shadow(), SetRefusal::ShadowIndicator, String::new)?;
         plan.vmx.shadow_vmcs12 = shadow;
     }
@@ -406,32 +446,47 @@ fn check_guest_mode(
     })?;
     // `prepare_vmcs02` fails here: guest CR3 is not among the checks of step 25.
     let cr3 = plan.vmx.vmcs12.get(Field::GUEST_CR3);
-    holds(context.is_physical(cr3), SetRefusal::EntryFailed, || format!("guest CR3 {cr3:#x}"))?;
+    holds(context.is_physical(cr3), SetRefusal::EntryFailed, || {
+        format!("guest CR3 {cr3:#x}")
+    })?;
     Ok(plan)
 }
 
 /// What the kernel copies of a region: the bytes that `struct vmcs12` uses, into a zeroed one.
 fn region(
     state: &NestedState,
-    offset: usize,
+    number: usize,
     fault: SetRefusal,
     layout: Layout,
 ) -> Result<Vmcs12, Refused> {
-    let length = if layout == Layout::Extended { VMCS12_SIZE } else { VMCS12_USED };
-    let Some(bytes) = state.data(offset, length) else {
-        let start = HEADER_SIZE + offset;
-        let detail = format!("{length} bytes at offset {start}, the state ends at {}", state.len());
-        return Err(Refused { rule: fault, detail });
+    let length = if layout == Layout::Extended {
+        VMCS12_SIZE
+    } else {
+        VMCS12_USED
+    };
+    let Some(bytes) = state.region_prefix(number, length) else {
+        let start = HEADER_SIZE + number * VMCS12_SIZE;
+        let detail = format!(
+            "{length} bytes at offset {start}, the state ends at {}",
+            state.len()
+        );
+        return Err(Refused {
+            rule: fault,
+            detail,
+        });
     };
     let mut vmcs12 = Vmcs12::default();
-    vmcs12.bytes_mut()[..length].copy_from_slice(&bytes);
+    vmcs12.bytes_mut()[..length].copy_from_slice(bytes);
     Ok(vmcs12)
 }
 
-fn holds(
-    holds: bool,
-    rule: SetRefusal,
-    detail: impl FnOnce() -> String,
-) -> Result<(), Refused> {
-    if holds { Ok(()) } else { Err(Refused { rule, detail: detail() }) }
+fn holds(holds: bool, rule: SetRefusal, detail: impl FnOnce() -> String) -> Result<(), Refused> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Refused {
+            rule,
+            detail: detail(),
+        })
+    }
 }

@@ -1,6 +1,17 @@
 //! The guests, one a file.
 
+mod apic;
+mod compute;
+mod control;
+mod ept;
+mod events;
 mod exits;
+mod failures;
+mod modes;
+mod roundtrip;
+mod shadow;
+mod switches;
+mod timers;
 
 use crate::image::Image;
 use crate::runtime::{BuildError, Params};
@@ -19,7 +30,7 @@ pub struct Guest {
 /// Every guest.
 #[must_use]
 pub fn all() -> &'static [Guest] {
-    &[exits::GUEST]
+    &[exits::GUEST, ept::GUEST, events::GUEST, timers::GUEST, apic::GUEST, shadow::GUEST, failures::GUEST, control::GUEST, switches::GUEST, modes::GUEST, roundtrip::GUEST, compute::GUEST]
 }
 
 /// The guest with this name.

@@ -479,6 +479,78 @@ impl Program {
         Ok(())
     }
 
+    /// Sets the EPT entry of page `page` of [`map::SCRATCH`].
+    pub fn ept_entry(&mut self, page: u64, entry: u64) -> Built {
+        self.a.mov(rax, entry)?;
+        self.a
+            .mov(qword_ptr(map::EPT_SCRATCH_TABLE + 8 * page), rax)?;
+        Ok(())
+    }
+
+    /// INVEPT of one context (type 1) or all (type 2), for EPT pointer `pointer`; ends like
+    /// `expected`, as in [`Program::vmx`].
+    pub fn invept(&mut self, kind: u64, pointer: u64, expected: i32) -> Built {
+        self.descriptor(pointer, 0)?;
+        self.a.mov(rax, kind)?;
+        self.vmx(expected, |a| a.invept(rax, xmmword_ptr(map::DESCRIPTOR)))
+    }
+
+    /// INVVPID of type `kind` for `vpid` and `linear`; ends like `expected`.
+    pub fn invvpid(&mut self, kind: u64, vpid: u64, linear: u64, expected: i32) -> Built {
+        self.descriptor(vpid, linear)?;
+        self.a.mov(rax, kind)?;
+        self.vmx(expected, |a| a.invvpid(rax, xmmword_ptr(map::DESCRIPTOR)))
+    }
+
+    fn descriptor(&mut self, low: u64, high: u64) -> Built {
+        for (offset, value) in [(0, low), (8, high)] {
+            self.a.mov(rax, value)?;
+            self.a.mov(qword_ptr(map::DESCRIPTOR + offset), rax)?;
+        }
+        Ok(())
+    }
+
+    /// Writes 64 bits of memory.
+    pub fn store(&mut self, address: u64, value: u64) -> Built {
+        self.a.mov(rax, value)?;
+        self.a.mov(qword_ptr(address), rax)?;
+        Ok(())
+    }
+
+    /// Writes an MSR of L1.
+    pub fn wrmsr(&mut self, msr: u32, value: u64) -> Built {
+        self.a.mov(ecx, msr)?;
+        self.a.mov(eax, value as u32)?;
+        self.a.mov(edx, (value >> 32) as u32)?;
+        self.a.wrmsr()?;
+        Ok(())
+    }
+
+    /// Lets L1 take one waiting interrupt: IF is 1 for the length of a NOP.
+    pub fn take_interrupt(&mut self) -> Built {
+        self.a.sti()?;
+        self.a.nop()?;
+        self.a.cli()?;
+        Ok(())
+    }
+
+    /// Puts L1's local APIC into x2APIC mode and enables it; skips the guest if there is none.
+    pub fn enable_x2apic(&mut self) -> Built {
+        self.a.mov(eax, 1)?;
+        self.a.cpuid()?;
+        self.a.mov(edx, ecx)?;
+        // ECX bit 21: x2APIC; bit 24: TSC deadline. RBX was changed by CPUID.
+        self.a.xor(ebx, ebx)?;
+        self.require_bits(1 << 21 | 1 << 24, "x2APIC with TSC deadline")?;
+        self.a.mov(ecx, 0x1b)?;
+        self.a.rdmsr()?;
+        self.a.or(eax, 0xc00)?;
+        self.a.wrmsr()?;
+        self.wrmsr(0x80f, 0x1ff)?;
+        self.a.mov(dword_ptr(map::HAS_X2APIC), 1)?;
+        Ok(())
+    }
+
     /// Calls an address.
     pub fn call(&mut self, address: u64) -> Built {
         self.a.call(address)?;

@@ -1,7 +1,7 @@
 //! The smallest agent: sends back what it gets. For the lab's own tests and for measuring the channel.
 //!
 //! Protocol: one command byte, a little-endian u32 length; `e` echoes that many bytes, `s` swallows that many bytes
-//! and answers with their checksum, `g` sends that many bytes, `x` panics, `q` ends with status `length`.
+//! and answers with their checksum, `g` sends that many bytes, `x` panics, `k` makes the kernel panic, `q` ends with status `length`.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Read, Write};
@@ -10,8 +10,13 @@ use nvmx_lab::GuestChannel;
 use nvmx_lab::mailbox::checksum;
 
 fn main() -> io::Result<()> {
-    let nested = std::fs::read_to_string("/sys/module/kvm_intel/parameters/nested").unwrap_or_default();
-    eprintln!("lab-echo: kvm_intel nested={}, /dev/kvm {}", nested.trim(), std::path::Path::new("/dev/kvm").exists());
+    let nested =
+        std::fs::read_to_string("/sys/module/kvm_intel/parameters/nested").unwrap_or_default();
+    eprintln!(
+        "lab-echo: kvm_intel nested={}, /dev/kvm {}",
+        nested.trim(),
+        std::path::Path::new("/dev/kvm").exists()
+    );
     let mut channel = GuestChannel::open()?;
     loop {
         let mut head = [0; 5];
@@ -34,6 +39,7 @@ fn main() -> io::Result<()> {
                 channel.write_all(&body)?;
             }
             b'x' => panic!("asked to panic"),
+            b'k' => std::fs::write("/proc/sysrq-trigger", "c")?,
             b'q' => std::process::exit(length as i32),
             other => eprintln!("lab-echo: unknown command {other:#x}"),
         }

@@ -218,7 +218,9 @@ impl Assembler {
                 }
                 *l2_rip = now.vmcs12_u64(vmcs12::GUEST_RIP);
             }
-            Some(NestedEvent::EntryFailure { error: error @ None }) => {
+            Some(NestedEvent::EntryFailure {
+                error: error @ None,
+            }) => {
                 *error = now
                     .vmcs12_u32(vmcs12::VM_INSTRUCTION_ERROR)
                     .filter(|error| *error != 0);
@@ -251,7 +253,20 @@ fn has_instruction_length(reason: u32, interruption: Option<u32>) -> bool {
     match reason {
         // Exceptions: software interrupts and exceptions only (types 4, 5, 6).
         0 => matches!(interruption.unwrap_or(0) >> 8 & 7, 4..=6),
-        9..=16 | 18..=32 | 36 | 39 | 40 | 46 | 47 | 50 | 51 | 53..=55 | 57..=59 | 61 | 63 | 64
+        9..=16
+        | 18..=32
+        | 36
+        | 39
+        | 40
+        | 46
+        | 47
+        | 50
+        | 51
+        | 53..=55
+        | 57..=59
+        | 61
+        | 63
+        | 64
         | 67..=70 => true,
         _ => false,
     }

@@ -45,7 +45,12 @@ fn only_what_l1_sees_is_reported() {
     let table: [(&str, Vec<Point>, &[&str]); 8] = [
         (
             "L0 keeps an exit to itself, then reflects one",
-            vec![enter(0x10), hardware(1, 0x20), hardware(10, 0x30), inject(10)],
+            vec![
+                enter(0x10),
+                hardware(1, 0x20),
+                hardware(10, 0x30),
+                inject(10),
+            ],
             &["entry 0x10", "exit 0xa Some(30)"],
         ),
         (
@@ -55,12 +60,19 @@ fn only_what_l1_sees_is_reported() {
         ),
         (
             "the processor finds invalid guest state",
-            vec![enter(0x10), hardware(INVALID_GUEST_STATE, 0x10), inject(INVALID_GUEST_STATE)],
+            vec![
+                enter(0x10),
+                hardware(INVALID_GUEST_STATE, 0x10),
+                inject(INVALID_GUEST_STATE),
+            ],
             &["exit 0x80000021 None"],
         ),
         (
             "KVM finds invalid guest state",
-            vec![enter(0x10), check_failed("!nested_guest_cr0_valid(vcpu, ...)", 0)],
+            vec![
+                enter(0x10),
+                check_failed("!nested_guest_cr0_valid(vcpu, ...)", 0),
+            ],
             &["exit 0x80000021 None"],
         ),
         (
@@ -70,17 +82,29 @@ fn only_what_l1_sees_is_reported() {
         ),
         (
             "a control is wrong, before any entry",
-            vec![check_failed("vmcs12->cr3_target_count > ...", 0), enter(0x10), hardware(1, 0)],
+            vec![
+                check_failed("vmcs12->cr3_target_count > ...", 0),
+                enter(0x10),
+                hardware(1, 0),
+            ],
             &["fail None", "entry 0x10"],
         ),
         (
             "the processor refuses the merged VMCS",
-            vec![enter(0x10), check_failed("hardware VM-instruction error: ", 8)],
+            vec![
+                enter(0x10),
+                check_failed("hardware VM-instruction error: ", 8),
+            ],
             &["fail Some(7)"],
         ),
         (
             "an MSR-store check at an exit is no entry",
-            vec![enter(0x10), hardware(10, 0x30), check_failed("e->reserved != 0", 0), inject(10)],
+            vec![
+                enter(0x10),
+                hardware(10, 0x30),
+                check_failed("e->reserved != 0", 0),
+                inject(10),
+            ],
             &["entry 0x10", "exit 0xa Some(30)"],
         ),
     ];

@@ -55,7 +55,10 @@ impl Format {
     pub fn string<'a>(&self, record: &'a [u8], name: &str) -> Option<&'a str> {
         let field = self.fields.iter().find(|f| f.name == name && f.data_loc)?;
         let location = self.number(record, &field.name)?;
-        let (offset, length) = ((location & 0xffff) as usize, (location >> 16 & 0xffff) as usize);
+        let (offset, length) = (
+            (location & 0xffff) as usize,
+            (location >> 16 & 0xffff) as usize,
+        );
         let bytes = record.get(offset..offset + length)?;
         let bytes = bytes.split(|b| *b == 0).next()?;
         std::str::from_utf8(bytes).ok()

@@ -167,13 +167,22 @@ pub(crate) mod tests {
             0,
             &[
                 2 | 5 << 5, // two words, 5 ns later
-                0x1111, 0x2222, //
-                TIME_EXTEND | 1 << 5, 1, // 2^27 + 1 ns later
-                PADDING | 3 << 5, 8, 0, // discarded: eight bytes behind its first word
-                4 << 5, 8, 0x3333, // a length of its own
-                TIME_STAMP | 7 << 5, 0, // absolute: 7
-                1 | 1 << 5, 0x4444, //
-                PADDING, 99, // end of page
+                0x1111,
+                0x2222, //
+                TIME_EXTEND | 1 << 5,
+                1, // 2^27 + 1 ns later
+                PADDING | 3 << 5,
+                8,
+                0, // discarded: eight bytes behind its first word
+                4 << 5,
+                8,
+                0x3333, // a length of its own
+                TIME_STAMP | 7 << 5,
+                0, // absolute: 7
+                1 | 1 << 5,
+                0x4444, //
+                PADDING,
+                99, // end of page
             ],
             &[],
         );

@@ -89,7 +89,11 @@ unsafe fn leb128(cursor: &mut *const u8) -> i64 {
         shift += 7;
         if byte & 0x80 == 0 {
             let sign_extend = byte & 0x40 != 0 && shift < 64;
-            return if sign_extend { value | -1 << shift } else { value };
+            return if sign_extend {
+                value | -1 << shift
+            } else {
+                value
+            };
         }
     }
 }

@@ -59,6 +59,9 @@ impl Shared {
 
     /// Calls the machine, keeping a panic for later.
     fn call<R>(&mut self, f: impl FnOnce(&mut dyn Machine, &mut Env) -> R) -> Option<R> {
+        if self.panic.is_some() {
+            return None;
+        }
         let machine = self.machine?;
         self.env.no_fill = true;
         let env = &mut self.env;
@@ -165,7 +168,11 @@ unsafe fn on_block_slow(shared: *mut Shared, address: u64, host_pc: usize) {
         env.clock.cut = false;
         (*shared).lookup_cut = false;
         let env = &mut (*shared).env;
-        if env.stop.is_none() && env.stop_flag.swap(false, core::sync::atomic::Ordering::Relaxed) {
+        if env.stop.is_none()
+            && env
+                .stop_flag
+                .swap(false, core::sync::atomic::Ordering::Relaxed)
+        {
             env.stop = Some(StopReason::Requested);
         }
         if env.stop.is_none() && env.clock.remaining() == 0 {
@@ -237,7 +244,13 @@ fn dispatch(shared: &mut Shared, number: i32) {
     }
     let action = match (number, pending) {
         (EVENT_FAULT, Some(pending)) => fault(shared, pending, last),
-        (EVENT_MMIO, Some(Pending { request, gpa: Some(gpa) })) => {
+        (
+            EVENT_MMIO,
+            Some(Pending {
+                request,
+                gpa: Some(gpa),
+            }),
+        ) => {
             let access = Mmio { request, gpa };
             shared.call(|machine, env| machine.mmio(env, &access))
         }
@@ -248,6 +261,8 @@ fn dispatch(shared: &mut Shared, number: i32) {
                 && let Some(special) = scan::classify(bytes, shared.env.code_size())
             {
                 intercept = Intercept::Special(special);
+            } else if intercept == Intercept::Rdtsc && is_rdtscp(bytes) {
+                intercept = Intercept::Rdtscp;
             }
             shared.call(|machine, env| machine.intercept(env, intercept, error_code))
         }
@@ -303,7 +318,8 @@ fn undo_branch(shared: &mut Shared, block: Block) -> bool {
         return false;
     };
     let (bytes, length) = shared.env.fetch(address);
-    let instruction = Decoder::with_ip(64, &bytes[..length], address, DecoderOptions::NONE).decode();
+    let instruction =
+        Decoder::with_ip(64, &bytes[..length], address, DecoderOptions::NONE).decode();
     let restore = match (instruction.mnemonic(), instruction.code()) {
         (Mnemonic::Jmp, Code::Jmp_rm64) => 0,
         (Mnemonic::Call, Code::Call_rm64) => 8,
@@ -333,6 +349,12 @@ fn reads_and_writes(bytes: &[u8], size: CodeSize) -> bool {
             OpAccess::ReadWrite | OpAccess::ReadCondWrite
         )
     })
+}
+
+/// Unicorn reports RDTSCP (0F 01 F9) as RDTSC (0F 31).
+fn is_rdtscp(bytes: &[u8]) -> bool {
+    let mut opcode = bytes.iter().skip_while(|&&byte| byte != 0x0f);
+    opcode.nth(1) == Some(&0x01)
 }
 
 /// Whether these bytes hold a whole instruction.
@@ -384,8 +406,8 @@ pub(super) unsafe extern "C" fn on_tlb_miss(
             Some(Fill::Map(entry)) if install(&mut (*shared).env, &request, &entry, mmu_index) => {
                 return true;
             }
-            Some(Fill::Map(entry)) => Some(entry.gpa & !(PAGE_SIZE - 1) | vaddr % PAGE_SIZE),
-            Some(Fill::Mmio { gpa }) => Some(gpa & !(PAGE_SIZE - 1) | vaddr % PAGE_SIZE),
+            Some(Fill::Map(entry)) => Some((entry.gpa & !(PAGE_SIZE - 1)) | (vaddr % PAGE_SIZE)),
+            Some(Fill::Mmio { gpa }) => Some((gpa & !(PAGE_SIZE - 1)) | (vaddr % PAGE_SIZE)),
             Some(Fill::Fault) | None => None,
         };
         if probe {
@@ -405,7 +427,11 @@ pub(super) unsafe extern "C" fn on_tlb_miss(
             }
         }
         (*shared).pending = Some(Pending { request, gpa });
-        let event = if gpa.is_some() { EVENT_MMIO } else { EVENT_FAULT };
+        let event = if gpa.is_some() {
+            EVENT_MMIO
+        } else {
+            EVENT_FAULT
+        };
         ffi::cpu::EXCEPTION_INDEX.write(cpu, event);
         ffi::cpu_loop_exit_restore(cpu, host_pc)
     }

@@ -10,6 +10,7 @@
 //! breakpoints.
 
 mod clock;
+mod control;
 mod env;
 mod ffi;
 mod hooks;
@@ -265,7 +266,9 @@ impl Engine {
         }
         let mut uc = core::ptr::null_mut();
         // SAFETY: a plain constructor with an out-pointer.
-        check("uc_open", unsafe { uc_open(Arch::X86, Mode::MODE_64, &mut uc) })?;
+        check("uc_open", unsafe {
+            uc_open(Arch::X86, Mode::MODE_64, &mut uc)
+        })?;
         let scratch = Self::scratch();
         match Self::set_up(uc, &scratch, &mut ram) {
             Ok((cpu, env, tcg)) => {
@@ -336,7 +339,10 @@ impl Engine {
             check("map", uc_mem_map_ptr(uc, SCRATCH, size, all, pointer))?;
             for region in &mut ram.regions {
                 let host = region.host.cast::<c_void>();
-                check("map", uc_mem_map_ptr(uc, region.start, region.length, all, host))?;
+                check(
+                    "map",
+                    uc_mem_map_ptr(uc, region.start, region.length, all, host),
+                )?;
                 region.ram_address = ffi::ram_addr_from_host(uc, host);
             }
         }
@@ -356,7 +362,10 @@ impl Engine {
                 let mut handle = 0;
                 let kind = kind.0 as c_int;
                 // From above to: every address.
-                check("hook", uc_hook_add(self.uc, &mut handle, kind, callback, shared, 1, 0))?;
+                check(
+                    "hook",
+                    uc_hook_add(self.uc, &mut handle, kind, callback, shared, 1, 0),
+                )?;
             }
             let cpu = self.shared.as_ref().env.cpu;
             let class = ffi::cpu::CLASS.read(cpu) as *mut u8;
@@ -426,10 +435,10 @@ impl Engine {
         // ends; unicorn calls the hooks on this thread only.
         let error = unsafe {
             let machine: *mut (dyn Machine + '_) = machine;
-            let machine =
-                core::mem::transmute::<*mut (dyn Machine + '_), *mut (dyn Machine + 'static)>(
-                    machine,
-                );
+            let machine = core::mem::transmute::<
+                *mut (dyn Machine + '_),
+                *mut (dyn Machine + 'static),
+            >(machine);
             (*self.shared.as_ptr()).machine = Some(machine);
             let error = uc_emu_start(self.uc, rip, 0, 0, 0);
             (*self.shared.as_ptr()).machine = None;

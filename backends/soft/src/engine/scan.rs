@@ -87,11 +87,7 @@ pub(super) fn classify(bytes: &[u8], size: CodeSize) -> Option<Special> {
     Some(if lock { Special::Undefined } else { special })
 }
 
-fn two_byte(
-    rest: &mut impl Iterator<Item = u8>,
-    lock: bool,
-    prefixed: bool,
-) -> Option<Special> {
+fn two_byte(rest: &mut impl Iterator<Item = u8>, lock: bool, prefixed: bool) -> Option<Special> {
     let opcode = rest.next()?;
     let special = match opcode {
         0x05 => Special::Syscall,
@@ -193,10 +189,22 @@ mod tests {
             (&[0x0f, 0x78, 0xc0], Bits64, None),
             (&[0x66, 0x0f, 0x78, 0xc0], Bits64, Some(Special::Undefined)),
             (&[0xf0, 0x0f, 0xab, 0xc8], Bits64, Some(Special::Undefined)),
-            (&[0xf0, 0x48, 0x0f, 0xab, 0xc8], Bits64, Some(Special::Undefined)),
+            (
+                &[0xf0, 0x48, 0x0f, 0xab, 0xc8],
+                Bits64,
+                Some(Special::Undefined),
+            ),
             (&[0xf0, 0x0f, 0xab, 0x08], Bits64, None),
-            (&[0xf0, 0x0f, 0xba, 0xe8, 3], Bits64, Some(Special::Undefined)),
-            (&[0xf0, 0x0f, 0xba, 0x20, 3], Bits64, Some(Special::Undefined)),
+            (
+                &[0xf0, 0x0f, 0xba, 0xe8, 3],
+                Bits64,
+                Some(Special::Undefined),
+            ),
+            (
+                &[0xf0, 0x0f, 0xba, 0x20, 3],
+                Bits64,
+                Some(Special::Undefined),
+            ),
             (&[0xf0, 0x0f, 0xba, 0x28, 3], Bits64, None),
             (&[0xf0, 0x0f, 0xc7, 0x08], Bits64, None),
             (&[0xf0, 0x01, 0x08], Bits64, None),
@@ -207,7 +215,11 @@ mod tests {
             (&[0xc5, 0xf8, 0x28, 0xc1], Bits64, Some(Special::Undefined)),
             (&[0xc5, 0x06], Bits32, None),
             (&[0xc4, 0xe2, 0x78, 0xf2, 0xc1], Bits64, None),
-            (&[0xc4, 0xe2, 0x79, 0x18, 0xc1], Bits64, Some(Special::Undefined)),
+            (
+                &[0xc4, 0xe2, 0x79, 0x18, 0xc1],
+                Bits64,
+                Some(Special::Undefined),
+            ),
         ];
         for (bytes, size, expected) in cases {
             assert_eq!(classify(bytes, *size), *expected, "{bytes:x?} {size:?}");

@@ -55,24 +55,33 @@ pub(super) fn pointers(uc: *mut uc_engine) -> Result<(*mut u8, *mut u8, *mut u8)
     unsafe {
         let base = uc.cast::<u8>();
         let cpu = ffi::uc::CPU.read(base) as *mut u8;
-        ensure(!cpu.is_null() && cpu.addr() % 8 == 0, "uc.cpu")?;
+        ensure(!cpu.is_null() && cpu.addr().is_multiple_of(8), "uc.cpu")?;
         ensure(ffi::cpu::UC.read(cpu) == uc.addr(), "cpu.uc")?;
         let env = cpu.wrapping_add(ffi::cpu::ENV_DISTANCE);
         ensure(ffi::cpu::ENV_PTR.read(cpu) == env.addr(), "cpu.env_ptr")?;
         ensure(ffi::env::UC.read(env) == uc.addr(), "env.uc")?;
         let class = ffi::cpu::CLASS.read(cpu) as *const u8;
-        ensure(!class.is_null() && class.addr() % 8 == 0, "cpu.cc")?;
+        ensure(!class.is_null() && class.addr().is_multiple_of(8), "cpu.cc")?;
         let fill = ffi::unicorn_fill_tlb as ffi::TlbFill as usize;
         ensure(ffi::CLASS_TLB_FILL.read(class) == fill, "cpu.cc.tlb_fill")?;
-        ensure(ffi::cpu::CFLAGS_NEXT_TB.read(cpu) == -1, "cpu.cflags_next_tb")?;
-        ensure(ffi::cpu::INTERRUPT_REQUEST.read(cpu) == 0, "cpu.interrupt_request")?;
+        ensure(
+            ffi::cpu::CFLAGS_NEXT_TB.read(cpu) == -1,
+            "cpu.cflags_next_tb",
+        )?;
+        ensure(
+            ffi::cpu::INTERRUPT_REQUEST.read(cpu) == 0,
+            "cpu.interrupt_request",
+        )?;
         ensure(ffi::uc::USE_EXITS.read(base) == 1, "uc.use_exits")?;
         ensure(ffi::uc::NESTED_LEVEL.read(base) == 0, "uc.nested_level")?;
         let exits = ffi::uc::CTL_EXITS.read(base) as *const u8;
-        ensure(!exits.is_null() && exits.addr() % 8 == 0, "uc.ctl_exits")?;
+        ensure(
+            !exits.is_null() && exits.addr().is_multiple_of(8),
+            "uc.ctl_exits",
+        )?;
         ensure(ffi::tree::NODES.read(exits) == 1, "uc.ctl_exits.nnodes")?;
         let tcg = ffi::uc::TCG_CTX.read(base) as *mut u8;
-        ensure(!tcg.is_null() && tcg.addr() % 8 == 0, "uc.tcg_ctx")?;
+        ensure(!tcg.is_null() && tcg.addr().is_multiple_of(8), "uc.tcg_ctx")?;
         ensure(ffi::TB_FLUSH_COUNT.read(tcg) < 16, "tcg_ctx.tb_flush_count")?;
         Ok((cpu, env, tcg))
     }
@@ -99,7 +108,11 @@ struct TableRegister {
     flags: u32,
 }
 
-fn write(engine: &Engine, register: RegisterX86, value: *const c_void) -> Result<(), SelfTestError> {
+fn write(
+    engine: &Engine,
+    register: RegisterX86,
+    value: *const c_void,
+) -> Result<(), SelfTestError> {
     // SAFETY: the value has the type that this register takes; unicorn does not run.
     match unsafe { uc_reg_write(engine.uc, register as c_int, value) } {
         uc_error::OK => Ok(()),
@@ -136,16 +149,28 @@ fn fields(engine: &mut Engine) -> Result<(), SelfTestError> {
         (RegisterX86::DR0, "dr0", 0x1301, |e| e.dr(0)),
         (RegisterX86::DR3, "dr3", 0x1304, |e| e.dr(3)),
         (RegisterX86::DR7, "dr7", 0x400, |e| e.dr(7)),
-        (RegisterX86::FS_BASE, "fs.base", 0x1401, |e| e.msr(NativeMsr::FsBase)),
-        (RegisterX86::GS_BASE, "gs.base", 0x1402, |e| e.msr(NativeMsr::GsBase)),
-        (RegisterX86::CS, "cs", 0x18, |e| u64::from(e.segment(SegmentRegister::Cs).selector)),
-        (RegisterX86::ES, "es", 0x20, |e| u64::from(e.segment(SegmentRegister::Es).selector)),
+        (RegisterX86::FS_BASE, "fs.base", 0x1401, |e| {
+            e.msr(NativeMsr::FsBase)
+        }),
+        (RegisterX86::GS_BASE, "gs.base", 0x1402, |e| {
+            e.msr(NativeMsr::GsBase)
+        }),
+        (RegisterX86::CS, "cs", 0x18, |e| {
+            u64::from(e.segment(SegmentRegister::Cs).selector)
+        }),
+        (RegisterX86::ES, "es", 0x20, |e| {
+            u64::from(e.segment(SegmentRegister::Es).selector)
+        }),
     ];
     let verify = |name, expected, found| {
         if found == expected {
             Ok(())
         } else {
-            Err(SelfTestError::Field { name, expected, found })
+            Err(SelfTestError::Field {
+                name,
+                expected,
+                found,
+            })
         }
     };
     // The public interface runs the instruction's helper for MSRs, which would be intercepted.
@@ -162,12 +187,20 @@ fn fields(engine: &mut Engine) -> Result<(), SelfTestError> {
         (0xc000_0082, "lstar", 0x2302, |e| e.msr(NativeMsr::Lstar)),
         (0xc000_0083, "cstar", 0x2303, |e| e.msr(NativeMsr::Cstar)),
         (0xc000_0084, "fmask", 0x2304, |e| e.msr(NativeMsr::Fmask)),
-        (0xc000_0102, "kernelgsbase", 0x2305, |e| e.msr(NativeMsr::KernelGsBase)),
+        (0xc000_0102, "kernelgsbase", 0x2305, |e| {
+            e.msr(NativeMsr::KernelGsBase)
+        }),
         (0xc000_0103, "tsc_aux", 0x2306, |e| e.msr(NativeMsr::TscAux)),
         (0x174, "sysenter_cs", 0x28, |e| e.msr(NativeMsr::SysenterCs)),
-        (0x175, "sysenter_esp", 0x2307, |e| e.msr(NativeMsr::SysenterEsp)),
-        (0x176, "sysenter_eip", 0x2308, |e| e.msr(NativeMsr::SysenterEip)),
-        (0x277, "pat", 0x0007_0406_0007_0406, |e| e.msr(NativeMsr::Pat)),
+        (0x175, "sysenter_esp", 0x2307, |e| {
+            e.msr(NativeMsr::SysenterEsp)
+        }),
+        (0x176, "sysenter_eip", 0x2308, |e| {
+            e.msr(NativeMsr::SysenterEip)
+        }),
+        (0x277, "pat", 0x0007_0406_0007_0406, |e| {
+            e.msr(NativeMsr::Pat)
+        }),
     ];
     for &(number, name, value, read) in msrs {
         #[repr(C)]
@@ -272,7 +305,13 @@ pub(super) fn long_mode(env: &mut Env) {
     let mut sregs = Sregs::default();
     env.read_sregs(&mut sregs);
     sregs.cs = flat(0x8, 0xa09b);
-    for segment in [&mut sregs.ds, &mut sregs.es, &mut sregs.ss, &mut sregs.fs, &mut sregs.gs] {
+    for segment in [
+        &mut sregs.ds,
+        &mut sregs.es,
+        &mut sregs.ss,
+        &mut sregs.fs,
+        &mut sregs.gs,
+    ] {
         *segment = data;
     }
     sregs.cr0 = 0x8000_0031;
@@ -320,7 +359,10 @@ fn behaviour(memory: &GuestMemoryMmap<()>) -> Result<(), SelfTestError> {
     let mut recorder = Recorder(Vec::new());
     let stop = engine.run(&mut recorder, 100);
     if !matches!(stop, Ok(StopReason::Machine)) {
-        return fail(format!("the run ended with {stop:?} after {:x?}", recorder.0));
+        return fail(format!(
+            "the run ended with {stop:?} after {:x?}",
+            recorder.0
+        ));
     }
     if recorder.0 != expected {
         return fail(format!("{:x?} came, not {expected:x?}", recorder.0));

@@ -312,7 +312,11 @@ mod tests {
     fn access_rights_survive_the_descriptor_format() {
         for bits in [0xa09b, 0xc093, 0x008b, 0x0082, 0xf3, 0x1_0000, 0x1_c060] {
             let rights = AccessRights::from_bits_retain(bits);
-            assert_eq!(rights_of_flags(flags_of_rights(rights)), rights, "{bits:#x}");
+            assert_eq!(
+                rights_of_flags(flags_of_rights(rights)),
+                rights,
+                "{bits:#x}"
+            );
         }
     }
 }

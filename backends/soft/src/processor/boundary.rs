@@ -182,3 +182,16 @@ impl From<Option<Exit>> for Next {
         exit.map_or(Self::Again, Self::User)
     }
 }
+
+impl Processor {
+    /// The engine ran an instruction natively up to a deadline: what waited for one has had it.
+    pub(crate) fn instruction_ran_natively(&mut self) {
+        self.one_instruction = false;
+        if self.in_l2() {
+            self.cpu.vmx.run_pending = false;
+            if self.primary_controls().contains(Primary::MONITOR_TRAP_FLAG) {
+                self.cpu.vmx.mtf_pending = true;
+            }
+        }
+    }
+}

@@ -78,6 +78,7 @@ impl Processor {
             let fault = match self.try_deliver(&event) {
                 Ok(()) => {
                     self.cpu.injected = None;
+                    self.cpu.vmx.run_pending = false;
                     // A monitor-trap-flag exit is then pending before the handler's first instruction
                     // (SDM Vol. 3C "Monitor Trap Flag").
                     if self.in_l2() && self.primary_controls().contains(Primary::MONITOR_TRAP_FLAG) {

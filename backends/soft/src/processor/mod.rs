@@ -130,6 +130,8 @@ pub(crate) struct Processor {
     pub(crate) event_count: u64,
     /// Ticks that passed without an instruction: in HLT.
     pub(crate) idle_ticks: u64,
+    /// The engine's count of instructions when it last got the processor's state.
+    pub(crate) executed_at_sync: u64,
     /// The boundary must be looked at after exactly one more instruction.
     pub(crate) one_instruction: bool,
     /// A second processor state that event delivery works on, kept so that nothing is allocated.
@@ -151,6 +153,7 @@ impl Processor {
             events: Vec::with_capacity(256),
             event_count: 0,
             idle_ticks: 0,
+            executed_at_sync: 0,
             one_instruction: false,
             scratch: Cpu::default(),
         }
@@ -159,6 +162,8 @@ impl Processor {
     /// Handles what the engine reported: RIP is at the instruction, `bytes` are those at RIP.
     /// `Some` is an exit to user space.
     pub(crate) fn handle(&mut self, intercept: Intercept, error_code: u32, bytes: &[u8]) -> Option<Exit> {
+        // L2 is in: what comes now is its own.
+        self.cpu.vmx.run_pending = false;
         let mut length = 0;
         let outcome = match intercept {
             Intercept::InterruptWindow => Ok(Done::Jumped),
@@ -172,7 +177,12 @@ impl Processor {
                 }
             },
         };
-        self.settle(outcome, length).or_else(|| self.boundary())
+        let exit = self.settle(outcome, length);
+        if exit.is_some() || self.one_instruction {
+            // An IRET that ends NMI blocking runs before anything is delivered.
+            return exit;
+        }
+        self.boundary()
     }
 
     fn interpret(&mut self, intercept: Intercept, instruction: &Instruction) -> Outcome {

@@ -1,0 +1,46 @@
+//! The processor that a machine has until user space sets another CPUID: what the engine can run,
+//! and VMX as KVM 6.1 showed it to L1 in the lab.
+
+use nvmx_core::cpu::{Model, Personality};
+use nvmx_core::vmx::capability::{KVM_6_1_ICELAKE, MSR_COUNT};
+use nvmx_core::x86::cpuid::{self, CpuidEntry};
+
+/// TSC frequency in kHz: one tick is one nanosecond.
+pub(crate) const TSC_KHZ: u32 = 1_000_000;
+
+/// CPUID of the default model.
+pub(crate) fn default_cpuid() -> Vec<CpuidEntry> {
+    let leaf = |leaf, eax, ebx, ecx, edx| CpuidEntry { leaf, eax, ebx, ecx, edx, ..CpuidEntry::default() };
+    vec![
+        // "GenuineIntel"
+        leaf(0, 0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69),
+        // SSE3, PCLMULQDQ, VMX, SSSE3, CX16, SSE4.1, SSE4.2, x2APIC, MOVBE, POPCNT, TSC-deadline, AES,
+        // RDRAND, hypervisor.
+        leaf(1, 0x0007_06e5, 0x0001_0800, 0xc3f8_2223, 0x0f8b_fbff),
+        // FSGSBASE, TSC_ADJUST, BMI1, SMEP, BMI2, ERMS, ADX, SMAP.
+        CpuidEntry { subleaf_significant: true, ..leaf(7, 0, 0x0018_038b, 0, 0) },
+        leaf(0x8000_0000, 0x8000_0008, 0, 0, 0),
+        // LAHF, LZCNT; SYSCALL, NX, 1-GiB pages, RDTSCP, long mode.
+        leaf(0x8000_0001, 0, 0, 0x21, 0x2c10_0800),
+        leaf(0x8000_0007, 0, 0, 0, 0x100),
+        // 39 physical-address bits, as the lab's model; 48 linear ones.
+        leaf(0x8000_0008, 0x3027, 0, 0, 0),
+    ]
+}
+
+/// The model that follows from CPUID and the capability MSRs.
+pub(crate) fn model(cpuid: Vec<CpuidEntry>, vmx_msrs: [u64; MSR_COUNT]) -> Model {
+    let linear = (cpuid::lookup(&cpuid, 0x8000_0008, 0)[0] >> 8 & 0xff) as u8;
+    Model {
+        physical_address_width: cpuid::physical_address_width(&cpuid),
+        linear_address_width: if linear == 57 { 57 } else { 48 },
+        cpuid,
+        vmx_msrs,
+        personality: Personality::Kvm,
+    }
+}
+
+/// The default model.
+pub(crate) fn default_model() -> Model {
+    model(default_cpuid(), KVM_6_1_ICELAKE)
+}

@@ -1,0 +1,74 @@
+//! Nested state of the processor: read as `KVM_GET_NESTED_STATE` gives it, set whole or not at all.
+
+use crate::processor::Processor;
+use nvmx_core::nested::NestedState;
+use nvmx_core::nested::set_rules::{self, EntryCheck, EntryClass, Refused, SetContext, SetRefusal};
+use nvmx_core::vcpu::Result;
+use nvmx_core::vmx::Vmcs12;
+use nvmx_core::vmx::entry;
+use nvmx_core::vmx::entry::checks::{self, Class};
+use nvmx_core::vmx::exit;
+use nvmx_core::vmx::vmcs12::Layout;
+use nvmx_core::x86::control::efer;
+use nvmx_core::x86::cpuid;
+
+/// CPUID.1:ECX.VMX.
+const CPUID_VMX: u32 = 1 << 5;
+
+/// Reads the nested state. Writes L2's registers into the cached vmcs12, as KVM does, which no guest
+/// can see.
+pub(crate) fn get(processor: &mut Processor) -> NestedState {
+    if processor.in_l2() {
+        exit::save_guest_state(&mut processor.cpu);
+    }
+    NestedState::capture(&processor.cpu.vmx)
+}
+
+/// Sets the nested state if no rule refuses it; else the processor is as it was.
+pub(crate) fn set(processor: &mut Processor, state: &NestedState) -> Result<()> {
+    let plan = check(processor, state)?;
+    let before = processor.cpu.clone();
+    if plan.leave_guest_first {
+        exit::leave_nested(&mut processor.cpu);
+    }
+    let guest_mode = plan.vmx.guest_mode;
+    processor.cpu.vmx = plan.vmx;
+    if guest_mode && let Err(rule) = entry::resume_from_nested_state(&mut processor.cpu) {
+        processor.cpu = before;
+        return Err(Refused { rule: SetRefusal::EntryFailed, detail: format!("{}: {}", rule.id, rule.text) }.into());
+    }
+    processor.level_changed();
+    Ok(())
+}
+
+/// What the kernel would answer, and what it would do. Changes nothing.
+pub(crate) fn check(processor: &Processor, state: &NestedState) -> Result<set_rules::SetPlan, Refused> {
+    let cpu = &processor.cpu;
+    let entry_checks = |vmcs12: &Vmcs12, run_pending: bool| {
+        let context = checks::Context {
+            vmcs12,
+            model: &cpu.model,
+            memory: &processor.ram,
+            l1_long_mode: cpu.sregs.efer & efer::LMA != 0,
+            smm: cpu.smm,
+        };
+        checks::kvm_restore_checks(&context, run_pending).map_err(|rule| EntryCheck {
+            class: match rule.class {
+                Class::InvalidControl => EntryClass::Controls,
+                Class::InvalidHostState => EntryClass::HostState,
+                Class::InvalidGuestState(_) => EntryClass::GuestState,
+            },
+            detail: format!("{}: {}", rule.id, rule.text),
+        })
+    };
+    let context = SetContext {
+        guest_has_vmx: cpuid::lookup(&cpu.model.cpuid, 1, 0)[2] & CPUID_VMX != 0,
+        in_smm: cpu.smm,
+        in_guest_mode: cpu.vmx.guest_mode,
+        physical_address_width: cpu.model.physical_address_width,
+        enlightened_vmcs_enabled: false,
+        layout: Layout::Linux,
+        entry_checks: &entry_checks,
+    };
+    set_rules::check(state, &context)
+}

@@ -1,0 +1,106 @@
+//! Interprocessor interrupts (SDM Vol. 3A "Issuing Interprocessor Interrupts", "Determining IPI
+//! Destination").
+
+use super::registers::{DFR, ICR, ICR_HIGH, ID, LDR};
+use super::{Apic, ApicEffect};
+
+/// What an interrupt command does to a processor beside its APIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    /// Nothing, or a fixed interrupt, which the APIC has taken.
+    Nothing,
+    /// SMI.
+    Smi,
+    /// NMI.
+    Nmi,
+    /// INIT.
+    Init,
+    /// Start-up at `vector << 12`.
+    Startup(u8),
+}
+
+/// Destination shorthand: bits 19:18 of the ICR.
+const SHORTHAND_SELF: u64 = 1;
+const SHORTHAND_ALL: u64 = 2;
+const SHORTHAND_OTHERS: u64 = 3;
+
+impl Apic {
+    /// A write of the ICR's low half; the high half is in its register.
+    pub(super) fn send(&mut self) -> ApicEffect {
+        let low = u64::from(self.get(ICR));
+        let high = self.get(ICR_HIGH);
+        let logical = low & 1 << 11 != 0;
+        let destination = if self.is_x2apic() {
+            high
+        } else if high >> 24 == 0xff && !logical {
+            u32::MAX
+        } else {
+            high >> 24
+        };
+        let command = low | u64::from(destination) << 32;
+        if low >> 18 & 3 == SHORTHAND_SELF {
+            // Only fixed delivery may use this shorthand.
+            self.accept(low as u8, false);
+            return ApicEffect::None;
+        }
+        ApicEffect::Ipi(command)
+    }
+
+    /// Whether `command` (see [`ApicEffect::Ipi`]) addresses this APIC. For lowest-priority delivery the
+    /// caller picks one of those that it does.
+    #[must_use]
+    pub fn is_destination(&self, command: u64, is_sender: bool) -> bool {
+        if !self.is_enabled() {
+            return false;
+        }
+        match command >> 18 & 3 {
+            SHORTHAND_SELF => return is_sender,
+            SHORTHAND_ALL => return true,
+            SHORTHAND_OTHERS => return !is_sender,
+            _ => {}
+        }
+        let destination = (command >> 32) as u32;
+        let logical = command & 1 << 11 != 0;
+        let own = self.get(LDR);
+        match (logical, self.is_x2apic()) {
+            (false, true) => destination == self.initial_id || destination == u32::MAX,
+            (false, false) => destination == self.get(ID) >> 24 || destination == u32::MAX,
+            (true, true) => {
+                destination == u32::MAX
+                    || own >> 16 == destination >> 16 && own & destination & 0xffff != 0
+            }
+            (true, false) => {
+                let own = own >> 24;
+                match self.get(DFR) >> 28 {
+                    0xf => own & destination & 0xff != 0,
+                    _ => {
+                        let cluster = destination >> 4 & 15;
+                        (cluster == own >> 4 || cluster == 15) && own & destination & 15 != 0
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes an interrupt command, if it [`Apic::is_destination`].
+    pub fn receive(&mut self, command: u64, is_sender: bool) -> Received {
+        if !self.is_destination(command, is_sender) {
+            return Received::Nothing;
+        }
+        let vector = command as u8;
+        let asserted = command & 1 << 14 != 0;
+        let level_triggered = command & 1 << 15 != 0;
+        match command >> 8 & 7 {
+            0 | 1 => {
+                self.accept(vector, false);
+                Received::Nothing
+            }
+            2 => Received::Smi,
+            4 => Received::Nmi,
+            // INIT level de-assert does nothing on processors with a local x2APIC or xAPIC.
+            5 if asserted || !level_triggered => Received::Init,
+            6 => Received::Startup(vector),
+            _ => Received::Nothing,
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! MSRs that hold no state here: they read as a fixed value, and a write is ignored, or checked and
+//! ignored, as KVM's `kvm_get_msr_common` and `kvm_set_msr_common` have it for a guest.
+
+use super::{GP, MsrFault, require};
+use crate::x86::msr::{
+    IA32_ARCH_CAPABILITIES, IA32_BIOS_SIGN_ID, IA32_MCG_CAP, IA32_MCG_STATUS,
+    IA32_PERF_CAPABILITIES,
+};
+
+/// What a write of a constant MSR does.
+#[derive(Clone, Copy)]
+enum Write {
+    /// #GP.
+    Fault,
+    /// Nothing.
+    Ignored,
+    /// Nothing for zero; what else it would do, the model does not know.
+    ZeroOnly,
+}
+
+/// First and last number, value, write. In order of the numbers.
+const CONSTANTS: &[(u32, u32, u64, Write)] = &[
+    // P5_MC_ADDR, P5_MC_TYPE.
+    (0x0, 0x1, 0, Write::Fault),
+    // IA32_PLATFORM_ID, EBL_CR_POWERON.
+    (0x17, 0x17, 0, Write::Fault),
+    (0x2a, 0x2a, 0, Write::Fault),
+    // The microcode revision that KVM shows.
+    (
+        IA32_BIOS_SIGN_ID,
+        IA32_BIOS_SIGN_ID,
+        0x1_0000_0000,
+        Write::Ignored,
+    ),
+    // P6 performance counters, without performance monitoring.
+    (0xc1, 0xc2, 0, Write::Ignored),
+    // FSB_FREQ, PLATFORM_INFO (CPUID faulting available).
+    (0xcd, 0xcd, 3, Write::Fault),
+    (0xce, 0xce, 1 << 31, Write::Fault),
+    (
+        IA32_ARCH_CAPABILITIES,
+        IA32_ARCH_CAPABILITIES,
+        0,
+        Write::Fault,
+    ),
+    (0x11e, 0x11e, 0xbe70_2111, Write::Ignored),
+    // MISC_FEATURES_ENABLES.
+    (0x140, 0x140, 0, Write::ZeroOnly),
+    (IA32_MCG_CAP, IA32_MCG_CAP, 32, Write::Fault),
+    (IA32_MCG_STATUS, IA32_MCG_STATUS, 0, Write::ZeroOnly),
+    // P6 event selects.
+    (0x186, 0x187, 0, Write::Ignored),
+    // IA32_PERF_STATUS, IA32_PERF_CTL.
+    (0x198, 0x198, 1000 | 4 << 40, Write::Fault),
+    (0x199, 0x199, 0, Write::Fault),
+    // Last branch and last interrupt.
+    (0x1db, 0x1de, 0, Write::Fault),
+    (
+        IA32_PERF_CAPABILITIES,
+        IA32_PERF_CAPABILITIES,
+        0,
+        Write::Fault,
+    ),
+];
+
+/// Machine-check banks: IA32_MC0_CTL and so on, four registers each.
+const BANKS: std::ops::Range<u32> = 0x400..0x400 + 32 * 4;
+
+pub(super) fn read(number: u32) -> Option<u64> {
+    if BANKS.contains(&number) {
+        // The control register enables everything, the others hold no error.
+        return Some(if number & 3 == 0 { u64::MAX } else { 0 });
+    }
+    CONSTANTS
+        .iter()
+        .find(|(first, last, ..)| (*first..=*last).contains(&number))
+        .map(|(_, _, value, _)| *value)
+}
+
+pub(super) fn write(number: u32, value: u64) -> Result<(), MsrFault> {
+    if BANKS.contains(&number) {
+        // SDM Vol. 3B "IA32_MCi_CTL MSRs", "IA32_MCi_STATUS MSRS": all ones or zeros; zeros.
+        return match number & 3 {
+            0 if value == u64::MAX || value & !(1 << 10) == 0 => Ok(()),
+            1..=3 if value == 0 => Ok(()),
+            _ => Err(GP),
+        };
+    }
+    let (.., effect) = CONSTANTS
+        .iter()
+        .find(|(first, last, ..)| (*first..=*last).contains(&number))
+        .ok_or(GP)?;
+    match effect {
+        Write::Fault => Err(GP),
+        Write::Ignored => Ok(()),
+        Write::ZeroOnly => {
+            require(value >> 32 == 0)?;
+            if value == 0 {
+                Ok(())
+            } else {
+                Err(MsrFault::Unsupported(
+                    "machine check or CPUID faulting, SDM Vol. 3B \"Machine-Check Architecture\"",
+                ))
+            }
+        }
+    }
+}
