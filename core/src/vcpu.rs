@@ -362,6 +362,8 @@ pub trait Vcpu {
         let before = self.nested_state()?;
         match self.set_nested_state(&state) {
             Ok(()) => self.set_nested_state(&before).map(|()| 0),
+            // Without an errno: the kernel hands out NVMX_VMENTRY_VMEXIT of its own enumeration.
+            Err(BackendError::NestedRefused { errno: 0, .. }) => Ok(2),
             Err(BackendError::NestedRefused { errno, .. }) => Ok(-errno),
             Err(error) => Err(error),
         }

@@ -70,12 +70,21 @@ impl Machine {
     }
 }
 
+/// How Bochs ended.
+#[derive(Clone, Debug)]
+pub struct End {
+    /// Exit status or signal.
+    pub status: String,
+    /// What it complained of on its terminal, if it did.
+    pub complaint: String,
+}
+
 /// A running Bochs.
 #[derive(Debug)]
 pub struct Bochs {
     stop: Sender<()>,
     keeper: Option<JoinHandle<()>>,
-    ended: Arc<OnceLock<String>>,
+    ended: Arc<OnceLock<End>>,
     process_id: u32,
 }
 
@@ -121,8 +130,8 @@ impl Bochs {
                     let _ = started.send(Ok(child.id()));
                     let drain = thread::spawn(move || drain(terminal));
                     let status = keep(&mut child, &stopped);
-                    let _ = its_end.set(status);
-                    let _ = drain.join();
+                    let complaint = drain.join().ok().flatten().unwrap_or_default();
+                    let _ = its_end.set(End { status, complaint });
                 }
                 Err(error) => drop(started.send(Err(error))),
             }
@@ -136,13 +145,8 @@ impl Bochs {
         })
     }
 
-    /// How Bochs ended, if it did.
-    pub fn ended(&self) -> Option<&str> {
-        self.ended.get().map(String::as_str)
-    }
-
-    /// Shared knowledge of the end, for those who outlive this value.
-    pub fn end(&self) -> Arc<OnceLock<String>> {
+    /// How Bochs ended, once it has: shared with those who outlive this value.
+    pub fn end(&self) -> Arc<OnceLock<End>> {
         Arc::clone(&self.ended)
     }
 
@@ -180,10 +184,25 @@ fn keep(child: &mut Child, stopped: &mpsc::Receiver<()>) -> String {
     }
 }
 
-/// Bochs draws its screen on the terminal; nobody looks, but it must not block. Ends when Bochs closes its end.
-fn drain(mut terminal: File) {
+/// Bochs draws its screen on the terminal; nobody looks, but it must not block. Ends when Bochs closes its end, with
+/// the first complaint seen: those about the configuration come before there is a log file.
+fn drain(mut terminal: File) -> Option<String> {
     let mut buffer = [0; 4096];
-    while let Ok(1..) = terminal.read(&mut buffer) {}
+    let (mut line, mut complaint) = (Vec::new(), None);
+    while let Ok(count @ 1..) = terminal.read(&mut buffer) {
+        for &byte in &buffer[..count] {
+            if byte != b'\n' && line.len() < 1024 {
+                line.push(byte);
+                continue;
+            }
+            let text = String::from_utf8_lossy(&line);
+            if complaint.is_none() && text.contains("PANIC") {
+                complaint = Some(text.trim().to_owned());
+            }
+            line.clear();
+        }
+    }
+    complaint
 }
 
 fn open_terminal() -> io::Result<(File, File)> {

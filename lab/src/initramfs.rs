@@ -25,7 +25,13 @@ pub fn build(config: &LabConfig, kernel: &CachedKernel) -> Result<Vec<u8>, LabEr
     for directory in ["bin", "dev", "lib", "proc", "root", "sys", "tmp"] {
         archive.directory(directory);
     }
-    archive.file("bin/busybox", 0o755, &read(Path::new("/bin/busybox"))?);
+    let busybox = read(Path::new("/bin/busybox"))?;
+    check_static(&busybox).map_err(|_| {
+        LabError::preparing(Reason::NotInstalled(
+            "a static busybox (package busybox-static)".into(),
+        ))
+    })?;
+    archive.file("bin/busybox", 0o755, &busybox);
     for applet in [
         "cat", "echo", "grep", "head", "insmod", "ls", "mount", "sh", "sleep",
     ] {
@@ -68,16 +74,19 @@ pub fn build(config: &LabConfig, kernel: &CachedKernel) -> Result<Vec<u8>, LabEr
 }
 
 fn init_script(config: &LabConfig) -> String {
-    let options: String = config
+    let words = |list: &[String]| {
+        list.iter()
+            .map(|word| format!(" {}", quoted(word)))
+            .collect::<String>()
+    };
+    let (options, arguments) = (words(&config.kvm_options), words(&config.agent_args));
+    // The kernel ignores options that a module does not have; a lab that measures the wrong thing would be worse.
+    let names: Vec<String> = config
         .kvm_options
         .iter()
-        .map(|option| format!(" {}", quoted(option)))
+        .map(|option| option.split('=').next().unwrap_or_default().to_owned())
         .collect();
-    let arguments: String = config
-        .agent_args
-        .iter()
-        .map(|argument| format!(" {}", quoted(argument)))
-        .collect();
+    let names = words(&names);
     format!(
         "#!/bin/sh\n\
          export PATH=/bin HOME=/root RUST_BACKTRACE=1\n\
@@ -86,7 +95,11 @@ fn init_script(config: &LabConfig) -> String {
          echo {INIT_MARK}\n\
          mount -t tracefs tracefs /sys/kernel/tracing\n\
          insmod /lib/irqbypass.ko && insmod /lib/kvm.ko && insmod /lib/kvm-intel.ko nested=1{options}\n\
-         echo {KVM_MARK} $?\n\
+         status=$?\n\
+         for name in{names}; do\n\
+         [ $status != 0 ] || [ -e /sys/module/kvm_intel/parameters/$name ] || {{ echo no such option: $name; status=2; }}\n\
+         done\n\
+         echo {KVM_MARK} $status\n\
          /bin/agent{arguments}\n\
          echo {EXIT_MARK} $?\n\
          while :; do sleep 1000; done\n"

@@ -28,7 +28,7 @@ const RUN_DIR_PREFIX: &str = "nvmx-lab-";
 /// - `nopku clearcpuid=fsrm`: Bochs' newer CPU models announce both, but PKRU's XSAVE area is missing and with
 ///   `fsrm` the boot loops in page faults.
 const COMMAND_LINE: &str = "console=ttyS0,115200 quiet tsc=reliable mitigations=off nokaslr nopku clearcpuid=fsrm \
-     cryptomgr.notests=1 initcall_blacklist=trace_eval_init,load_system_certificate_list,crypto_algapi_init,cubictcp_register";
+     cryptomgr.notests=1 initcall_blacklist=trace_eval_init,load_system_certificate_list,crypto_algapi_init,cubictcp_register,jent_mod_init";
 
 /// Real KVM with nested VMX, with an agent in it. Ends with its value: nothing runs on, nothing stays on disk.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub struct Lab {
 #[derive(Debug)]
 pub(crate) struct Watch {
     console: Mutex<Console>,
-    ended: Arc<OnceLock<String>>,
+    ended: Arc<OnceLock<bochs::End>>,
     ready: OnceLock<()>,
     run_dir: PathBuf,
 }
@@ -72,9 +72,11 @@ impl Watch {
         // A kernel that panicked may take Bochs with it: the panic is the cause.
         let said = self.console().failure();
         let reason = said.or_else(|| {
-            ended.map(|status| Reason::BochsDied {
-                status: status.clone(),
-                log: bochs::last_complaint(&self.run_dir),
+            ended.map(|end| Reason::BochsDied {
+                status: end.status.clone(),
+                log: Some(bochs::last_complaint(&self.run_dir))
+                    .filter(|log| !log.is_empty())
+                    .unwrap_or_else(|| end.complaint.clone()),
             })
         })?;
         Some(self.error(reason))
@@ -271,4 +273,16 @@ fn make_run_dir() -> Result<TempDir, LabError> {
         .prefix(&format!("{RUN_DIR_PREFIX}{}-", std::process::id()))
         .tempdir_in(&parent)
         .while_doing(|| format!("making a run directory in {}", parent.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labs_and_streams_may_change_threads() {
+        fn check<T: Send>() {}
+        check::<Lab>();
+        check::<LabStream>();
+    }
 }

@@ -8,7 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::error::{LabError, Reason};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use crate::error::Reason;
 use crate::lab::Watch;
 use crate::mailbox::{
     DISK_SIZE, GUEST_HEADER, GUEST_SLOT, HOST_HEADER, HOST_SLOT, Header, INLINE, SECTOR, SLOT_SIZE,
@@ -46,7 +49,11 @@ impl HostEnd {
             .create(true)
             .truncate(true)
             .open(path)?;
-        mailbox.set_len(DISK_SIZE)?;
+        // Reserved now, so that a disk that fills up later cannot break the stream.
+        match rustix::fs::fallocate(&mailbox, FallocateFlags::empty(), 0, DISK_SIZE) {
+            Err(Errno::OPNOTSUPP) => mailbox.set_len(DISK_SIZE)?,
+            result => result?,
+        }
         let end = Self {
             mailbox,
             ours: Header::EMPTY,
@@ -74,8 +81,12 @@ impl HostEnd {
             .write_all_at(&self.ours.encode(), offset(HOST_HEADER))
     }
 
-    fn unread(&self) -> usize {
-        self.received.len() - self.taken
+    /// Hands out bytes that were received before.
+    fn read(&mut self, buffer: &mut [u8]) -> usize {
+        let count = buffer.len().min(self.received.len() - self.taken);
+        buffer[..count].copy_from_slice(&self.received[self.taken..self.taken + count]);
+        self.taken += count;
+        count
     }
 
     /// Takes the guest's next message, if there is one. Returns whether there was.
@@ -141,21 +152,28 @@ impl LabStream {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in messages until `done`, which sees the end and the guest's header.
-    fn wait(&self, end: &mut HostEnd, done: impl Fn(&HostEnd, &Header) -> bool) -> io::Result<()> {
+    /// Takes in messages until `attempt` gives a result; it sees the host's end and the guest's header.
+    ///
+    /// The lock is free between attempts, so that one clone may write while another waits to read.
+    fn wait<T>(
+        &self,
+        mut attempt: impl FnMut(&mut HostEnd, &Header) -> io::Result<Option<T>>,
+    ) -> io::Result<T> {
         let start = Instant::now();
         let mut next_health = start + HEALTH;
         loop {
-            // Draining while we wait to send is what keeps two large writes from blocking each other.
+            let mut end = self.lock();
             if let Some(guest) = end.guest()? {
+                // Draining while we wait to send is what keeps two large writes from blocking each other.
                 let took = end.take_message(&guest)?;
-                if done(end, &guest) {
-                    return Ok(());
+                if let Some(result) = attempt(&mut end, &guest)? {
+                    return Ok(result);
                 }
                 if took {
                     continue;
                 }
             }
+            drop(end);
             let now = Instant::now();
             if now >= next_health {
                 if let Some(error) = self.watch.failure() {
@@ -164,11 +182,7 @@ impl LabStream {
                 next_health = now + HEALTH;
             }
             if let Some(limit) = self.timeout.filter(|&limit| now - start >= limit) {
-                return Err(LabError {
-                    console: String::new(),
-                    ..self.watch.error(Reason::TimedOut(limit))
-                }
-                .into_io());
+                return Err(self.watch.error(Reason::TimedOut(limit)).into_io());
             }
             thread::sleep(pause(now - start));
         }
@@ -190,15 +204,11 @@ impl Read for LabStream {
         if buffer.is_empty() {
             return Ok(0);
         }
-        let mut end = self.lock();
-        if end.unread() == 0 {
-            self.wait(&mut end, |end, _| end.unread() > 0)?;
+        let count = self.lock().read(buffer);
+        if count > 0 {
+            return Ok(count);
         }
-        let count = buffer.len().min(end.unread());
-        let taken = end.taken;
-        buffer[..count].copy_from_slice(&end.received[taken..taken + count]);
-        end.taken += count;
-        Ok(count)
+        self.wait(|end, _| Ok(Some(end.read(buffer)).filter(|&count| count > 0)))
     }
 }
 
@@ -208,12 +218,13 @@ impl Write for LabStream {
         if body.is_empty() {
             return Ok(0);
         }
-        let mut end = self.lock();
-        self.wait(&mut end, |end, guest| {
-            guest.acknowledged >= end.ours.sequence
-        })?;
-        end.send(body)?;
-        Ok(body.len())
+        self.wait(|end, guest| {
+            if guest.acknowledged < end.ours.sequence {
+                return Ok(None);
+            }
+            end.send(body)?;
+            Ok(Some(body.len()))
+        })
     }
 
     /// Nothing is held back: a message is on its way when `write` returns.

@@ -1,13 +1,15 @@
 //! Boots a real lab and puts its channel to the test. Without Bochs or the cached kernel it says SKIPPED and why.
 //!
-//! One boot serves all checks: it is what costs time.
+//! Has its own `main`: labs boot one after the other, for each takes a core, and the last line is the verdict. An
+//! argument picks the checks whose name contains it.
 #![forbid(unsafe_code)]
 
 use std::io::{ErrorKind, Read, Write};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
+use nvmx_lab::cache::CachedKernel;
 use nvmx_lab::error::Reason;
 use nvmx_lab::mailbox::{INLINE, checksum};
 use nvmx_lab::{Kernel, Lab, LabConfig, LabStream};
@@ -38,16 +40,8 @@ fn echo_agent() -> PathBuf {
     target_dir.join("x86_64-unknown-linux-gnu/release/lab-echo")
 }
 
-/// Boots `kernel`, or says why that cannot be tried here.
-fn start(kernel: Kernel) -> Option<Lab> {
-    if let Err(error) = nvmx_lab::cache::CachedKernel::find(&nvmx_lab::cache::default_dir(), kernel)
-    {
-        let Reason::NotInstalled(what) = error.reason else {
-            panic!("{error}")
-        };
-        println!("SKIPPED: {what} is missing (lab/setup.sh installs it)");
-        return None;
-    }
+/// Boots `kernel`.
+fn start(kernel: Kernel) -> Lab {
     let config = LabConfig {
         retries: 2,
         ..LabConfig::new(kernel, echo_agent())
@@ -55,7 +49,69 @@ fn start(kernel: Kernel) -> Option<Lab> {
     let lab = Lab::start(&config, &mut |stage, at| {
         println!("{:7.2} s  {stage:?}", at.as_secs_f64())
     });
-    Some(lab.unwrap_or_else(|error| panic!("{error}")))
+    lab.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// What is missing on this machine, if anything is.
+fn missing() -> Option<String> {
+    let cache = nvmx_lab::cache::default_dir();
+    Kernel::ALL
+        .into_iter()
+        .find_map(|kernel| CachedKernel::find(&cache, kernel).err())
+        .map(|error| match error.reason {
+            Reason::NotInstalled(what) => what,
+            other => panic!("{other}"),
+        })
+}
+
+fn main() -> ExitCode {
+    let checks: [(&str, fn()); 4] = [
+        (
+            "a_lab_boots_echoes_and_reports_its_end",
+            a_lab_boots_echoes_and_reports_its_end,
+        ),
+        (
+            "a_bochs_that_is_killed_ends_the_stream",
+            a_bochs_that_is_killed_ends_the_stream,
+        ),
+        (
+            "a_kernel_that_panics_ends_the_stream",
+            a_kernel_that_panics_ends_the_stream,
+        ),
+        (
+            "what_cannot_work_is_refused_at_once",
+            what_cannot_work_is_refused_at_once,
+        ),
+    ];
+    if let Some(what) = missing() {
+        println!("SKIPPED: {what} is missing (lab/setup.sh installs it)");
+        return ExitCode::SUCCESS;
+    }
+    let filters: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
+    let wanted = |name: &str| {
+        filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+    };
+    let (mut run, mut failed) = (0, Vec::new());
+    for (name, check) in checks.into_iter().filter(|(name, _)| wanted(name)) {
+        println!("-- {name}");
+        run += 1;
+        if std::panic::catch_unwind(check).is_err() {
+            failed.push(name);
+        }
+    }
+    println!(
+        "lab: {run} checks, {} failed {}",
+        failed.len(),
+        failed.join(", ")
+    );
+    if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn head(command: u8, length: usize) -> Vec<u8> {
@@ -145,11 +201,8 @@ fn check_and_measure(stream: &mut LabStream) {
     );
 }
 
-#[test]
 fn a_lab_boots_echoes_and_reports_its_end() {
-    let Some(mut lab) = start(Kernel::V6_1) else {
-        return;
-    };
+    let mut lab = start(Kernel::V6_1);
     println!(
         "{}: agent ready after {:.2?}",
         lab.kernel_version(),
@@ -175,6 +228,16 @@ fn a_lab_boots_echoes_and_reports_its_end() {
         both[..3 * MEBIBYTE] == pattern(3 * MEBIBYTE)
             && both[3 * MEBIBYTE..] == pattern(3 * MEBIBYTE)
     );
+
+    // One clone waits to read while another writes.
+    let mut reader = stream.clone();
+    let waiting = std::thread::spawn(move || {
+        let mut answer = [0; 4];
+        reader.read_exact(&mut answer).map(|()| answer)
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    stream.write_all(&request(b'e', b"both")).unwrap();
+    assert_eq!(&waiting.join().unwrap().unwrap(), b"both");
 
     // A silent guest is a time-out, and the stream lives on after it.
     stream.set_timeout(Some(Duration::from_millis(100)));
@@ -202,11 +265,8 @@ fn a_lab_boots_echoes_and_reports_its_end() {
     assert!(!process.exists(), "Bochs runs on after the lab's end");
 }
 
-#[test]
 fn a_bochs_that_is_killed_ends_the_stream() {
-    let Some(mut lab) = start(Kernel::V6_1) else {
-        return;
-    };
+    let mut lab = start(Kernel::V6_1);
     let mut stream = lab.stream();
     let killed = Command::new("kill")
         .args(["-KILL", &lab.process_id().to_string()])
@@ -227,11 +287,8 @@ fn a_bochs_that_is_killed_ends_the_stream() {
     );
 }
 
-#[test]
 fn a_kernel_that_panics_ends_the_stream() {
-    let Some(mut lab) = start(Kernel::V6_12) else {
-        return;
-    };
+    let mut lab = start(Kernel::V6_12);
     let mut stream = lab.stream();
     stream.write_all(&head(b'k', 0)).unwrap();
     stream.set_timeout(Some(Duration::from_secs(60)));
@@ -243,10 +300,9 @@ fn a_kernel_that_panics_ends_the_stream() {
     );
 }
 
-#[test]
-fn what_cannot_work_is_refused_before_anything_runs() {
+fn what_cannot_work_is_refused_at_once() {
     type Spoil = fn(&mut LabConfig);
-    let cases: [(&str, Spoil); 4] = [
+    let cases: [(&str, Spoil); 5] = [
         ("agent /bin/sh: not static", |config| {
             config.agent = "/bin/sh".into()
         }),
@@ -254,12 +310,11 @@ fn what_cannot_work_is_refused_before_anything_runs() {
         ("is no CPU model", |config| {
             config.cpu_model = "x, count=2".into()
         }),
+        ("cpu directive malformed", |config| {
+            config.cpu_model = "no_such_model".into()
+        }),
         ("is missing", |config| config.cache = "/nonexistent".into()),
     ];
-    if nvmx_lab::cache::CachedKernel::find(&nvmx_lab::cache::default_dir(), Kernel::V6_1).is_err() {
-        println!("SKIPPED: the lab is not installed (lab/setup.sh installs it)");
-        return;
-    }
     for (expected, spoil) in cases {
         let mut config = LabConfig::new(Kernel::V6_1, "/bin/busybox");
         spoil(&mut config);

@@ -217,9 +217,9 @@ impl<W: Write> Driver<W> {
             _ => {
                 for (index, byte) in bytes[..usize::from(size.min(4))].iter().enumerate() {
                     if let Some(register) = serial_register(port, index) {
-                        self.serial
-                            .write(register, *byte)
-                            .map_err(|error| BackendError::Other(format!("serial port: {error}")))?;
+                        self.serial.write(register, *byte).map_err(|error| {
+                            BackendError::Other(format!("serial port: {error}"))
+                        })?;
                     }
                 }
             }
@@ -229,7 +229,8 @@ impl<W: Write> Driver<W> {
 
     fn read(&mut self, port: u16, size: u8) -> u64 {
         (0..usize::from(size.min(8))).fold(0, |value, index| {
-            let byte = serial_register(port, index).map_or(0xff, |register| self.serial.read(register));
+            let byte =
+                serial_register(port, index).map_or(0xff, |register| self.serial.read(register));
             value | u64::from(byte) << (8 * index)
         })
     }

@@ -124,6 +124,12 @@ pub fn read(path: &Path, limits: &Limits) -> Result<PagesFile> {
     decode(path, &mut file, limits)
 }
 
+/// The CRC-32 that the file uses, for whoever wants to name bytes by it.
+#[must_use]
+pub fn checksum(bytes: &[u8]) -> u32 {
+    crc32fast::hash(bytes)
+}
+
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes
         .get(at..)

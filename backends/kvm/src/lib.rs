@@ -19,6 +19,7 @@ mod inject;
 mod msrs;
 mod nested;
 mod ram;
+mod rule;
 mod run;
 mod state;
 mod sys;

@@ -171,11 +171,13 @@ impl KvmVcpu {
         };
         // Entering guest mode loads RIP, RSP and RFLAGS from the vmcs12; the caller's count.
         let regs = self.regs()?;
-        let value = self.kernel_set(&bytes)?;
-        if value != 0 {
-            return Err(refused(&bytes, value));
+        match self.kernel_set(&bytes)? {
+            0 => self.put_regs(&regs),
+            value => {
+                let now = self.touched_state()?;
+                Err(self.refusal(&bytes, value, &now))
+            }
         }
-        self.put_regs(&regs)
     }
 
     /// Sets nested state; on refusal the vCPU is as it was.
@@ -186,8 +188,9 @@ impl KvmVcpu {
         match self.kernel_set(&bytes)? {
             0 => Ok(()),
             value => {
+                let error = self.refusal(&bytes, value, &before.state);
                 self.roll_back(before)?;
-                Err(refused(&bytes, value))
+                Err(error)
             }
         }
     }
@@ -229,7 +232,7 @@ impl KvmVcpu {
         if View(&before.nested).in_vmx_operation() {
             match self.kernel_set(&before.nested)? {
                 0 => {}
-                value => return Err(refused(&before.nested, value)),
+                value => return Err(self.refusal(&before.nested, value, &before.state)),
             }
             if let Some(regs) = &before.state.regs {
                 self.put_regs(regs)?;
@@ -337,31 +340,6 @@ struct Before {
     held: bool,
 }
 
-/// The error for the kernel's answer `value`.
-fn refused(bytes: &[u8], value: i32) -> BackendError {
-    let rule = match value {
-        1.. => format!(
-            "the kernel answered {value}, which is an internal status and no errno: loading L2's \
-             state failed after the checks had passed (CR3 beyond the physical-address width, or \
-             PERF_GLOBAL_CTRL)"
-        ),
-        _ => rule_of(bytes, -value),
-    };
-    BackendError::NestedRefused {
-        rule,
-        errno: if value < 0 { -value } else { value },
-    }
-}
-
-fn rule_of(bytes: &[u8], errno: i32) -> String {
-    let size = bytes.len();
-    match errno {
-        libc::EFAULT => format!("the header claims more than the {size} bytes there are"),
-        libc::ENOMEM => "the kernel has no memory for VMX operation".into(),
-        _ => format!("the kernel does not take this state of {size} bytes"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -378,14 +356,5 @@ mod tests {
         assert!(view.in_vmx_operation() && view.guest_mode() && view.run_pending());
         assert_eq!(view.vmcs12_u64(vmcs12::GUEST_RIP), Some(0x7c00));
         assert_eq!(View(&bytes[..HEADER]).vmcs12_u64(vmcs12::GUEST_RIP), None);
-    }
-
-    #[test]
-    fn a_positive_answer_is_a_refusal() {
-        let BackendError::NestedRefused { errno, rule } = refused(&[], 2) else {
-            panic!("another error");
-        };
-        assert_eq!(errno, 2);
-        assert!(rule.contains("internal status"));
     }
 }

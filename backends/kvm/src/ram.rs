@@ -15,8 +15,8 @@ pub(crate) const TSS_ADDRESS: u64 = 0xfffb_d000;
 /// See [`TSS_ADDRESS`].
 pub(crate) const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
-/// RAM from address zero, and which pages we wrote ourselves (KVM's log holds the guest's).
-#[derive(Debug)]
+/// RAM from address zero (clones share it), and which pages we wrote ourselves (KVM's log holds the guest's).
+#[derive(Debug, Clone)]
 pub struct Ram {
     map: GuestMemoryMmap,
     size: u64,

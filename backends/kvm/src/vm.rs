@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) sregs2: bool,
     /// MSRs that the kernel saves (KVM_GET_MSR_INDEX_LIST and the VMX feature MSRs).
     pub(crate) msrs: Vec<u32>,
+    /// The RAM again, to look into (its marks of written pages are not the ones that count).
+    pub(crate) memory: Ram,
     pub(crate) tracer: Option<Mutex<Tracer>>,
 }
 
@@ -68,6 +70,16 @@ impl KvmVm {
     /// As [`KvmVm::new`].
     pub fn on(host: &Host, config: &VmConfig) -> Result<Self> {
         let kvm = host.kvm();
+        let most = kvm.get_max_vcpus();
+        if config.vcpus > most {
+            return Err(BackendError::StateRefused {
+                part: "vcpus".into(),
+                reason: format!(
+                    "{} of them; this host has at most {most} a VM",
+                    config.vcpus
+                ),
+            });
+        }
         let ram = Ram::new(config.memory_size)?;
         let vm = kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))?;
         vm.set_tss_address(TSS_ADDRESS as usize)
@@ -110,6 +122,7 @@ impl KvmVm {
             vm,
             capabilities,
             irqchip,
+            memory: ram.clone(),
             tracer,
         });
         let run_size = kvm

@@ -47,6 +47,11 @@ fn answer(
     slot: &mut Option<Box<dyn Vm>>,
     make: &mut dyn FnMut(&VmConfig) -> Result<Box<dyn Vm>>,
 ) -> Result<Response> {
+    if request == Request::Hello {
+        return Ok(Response::Hello {
+            release: env!("CARGO_PKG_VERSION").into(),
+        });
+    }
     if let Request::CreateVm(config) = &request {
         // The old one goes first: two may not fit.
         *slot = None;
@@ -94,7 +99,7 @@ fn answer(
             }
             vcpu_answer(call, vm.vcpu(index))?
         }
-        Request::CreateVm(_) | Request::DropVm => Response::Done,
+        Request::Hello | Request::CreateVm(_) | Request::DropVm => Response::Done,
     })
 }
 
@@ -120,12 +125,11 @@ fn vcpu_answer(call: VcpuCall, vcpu: &mut dyn Vcpu) -> Result<Response> {
         }
         VcpuCall::NestedState => Response::Nested(nested(vcpu)?),
         VcpuCall::SetNestedState(bytes) => {
-            let state = NestedState::from_bytes(&bytes.0).map_err(|error| {
-                BackendError::NestedRefused {
+            let state =
+                NestedState::from_bytes(&bytes.0).map_err(|error| BackendError::NestedRefused {
                     rule: error.to_string(),
                     errno: libc::EFAULT,
-                }
-            })?;
+                })?;
             vcpu.set_nested_state(&state)?;
             Response::Done
         }

@@ -197,6 +197,9 @@ mod tests {
             message: text(),
         };
         let words = BackendError::from(unknown).to_string();
-        assert!(words.contains("KVM_NEW") && words.contains("errno 5"), "{words}");
+        assert!(
+            words.contains("KVM_NEW") && words.contains("errno 5"),
+            "{words}"
+        );
     }
 }

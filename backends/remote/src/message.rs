@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
+    /// The first: who is there? Needs no VM.
+    Hello,
     /// Makes the one VM of this connection; another one of it is dropped first.
     CreateVm(VmConfig),
     /// Drops the VM.
@@ -66,6 +68,11 @@ pub enum VcpuCall {
 pub enum Response {
     /// The call failed.
     Failed(Fault),
+    /// To [`Request::Hello`]; the version of the protocol stands in every frame.
+    Hello {
+        /// Version of this crate at the agent.
+        release: String,
+    },
     /// Done, and nothing to say.
     Done,
     /// The VM is there.

@@ -26,10 +26,11 @@ pub(crate) fn get(processor: &mut Processor) -> NestedState {
 
 /// Sets the nested state if no rule refuses it; else the processor is as it was.
 pub(crate) fn set(processor: &mut Processor, state: &NestedState) -> Result<()> {
-    let plan = check(processor, state)?;
+    let mut plan = check(processor, state)?;
+    plan.start_preemption_timer(processor.cpu.tsc.l1());
     let before = processor.cpu.clone();
     if plan.leave_guest_first {
-        exit::leave_nested(&mut processor.cpu);
+        exit::leave_nested(&mut processor.cpu, &processor.ram);
     }
     let guest_mode = plan.vmx.guest_mode;
     processor.cpu.vmx = plan.vmx;
@@ -49,6 +50,7 @@ pub(crate) fn check(processor: &Processor, state: &NestedState) -> Result<set_ru
             vmcs12,
             model: &cpu.model,
             memory: &processor.ram,
+            current: state.vmcs12_pa(),
             l1_long_mode: cpu.sregs.efer & efer::LMA != 0,
             smm: cpu.smm,
         };
@@ -67,7 +69,7 @@ pub(crate) fn check(processor: &Processor, state: &NestedState) -> Result<set_ru
         in_guest_mode: cpu.vmx.guest_mode,
         physical_address_width: cpu.model.physical_address_width,
         enlightened_vmcs_enabled: false,
-        layout: Layout::Linux,
+        layout: Layout::Linux6_1,
         entry_checks: &entry_checks,
     };
     set_rules::check(state, &context)

@@ -5,7 +5,7 @@ use nvmx_core::addr::{L1Phys, PAGE_SIZE};
 use nvmx_core::memory::{GuestMemory, NotRam};
 use nvmx_core::vcpu::BackendError;
 use std::cell::RefCell;
-use vm_memory::{GuestAddress, GuestMemory as _, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
 
 /// RAM of one machine, with a log of what the model itself wrote.
 ///

@@ -3,7 +3,6 @@
 use crate::engine::Env;
 use crate::model;
 use crate::processor::Processor;
-use nvmx_core::apic::Apic;
 use nvmx_core::cpu::{Activity, Interruptibility};
 use nvmx_core::msr::{self as msr_access, MsrEffect, MsrRead};
 use nvmx_core::vcpu::{BackendError, Parts, Result};
@@ -33,7 +32,7 @@ pub(crate) fn read(processor: &Processor, env: &Env, parts: Parts) -> CpuState {
         return state;
     }
     state.cpuid = Some(cpu.model.cpuid.clone());
-    state.tsc_khz = Some(processor.apic.tsc_khz());
+    state.tsc_khz = Some(processor.tsc_khz);
     state.msrs = Some(read_msrs(processor));
     state.xcr0 = Some(cpu.xcr0);
     state.xsave = Some(xsave(env));
@@ -129,6 +128,7 @@ pub(crate) fn write(processor: &mut Processor, env: &mut Env, state: &CpuState) 
         if khz == 0 {
             return Err(refused("tsc_khz", "a frequency of zero"));
         }
+        processor.tsc_khz = khz;
         processor.apic.set_tsc_khz(khz);
     }
     if let Some(sregs) = &state.sregs {

@@ -133,11 +133,15 @@ impl Apic {
     }
 
     fn get(&self, offset: u16) -> u32 {
-        self.registers[usize::from(offset >> 4) % REGISTERS]
+        let register = self.registers.get(usize::from(offset >> 4));
+        register.copied().unwrap_or(0)
     }
 
     fn set(&mut self, offset: u16, value: u32) {
-        self.registers[usize::from(offset >> 4) % REGISTERS] = value;
+        // A page that was read from a file may be short.
+        if let Some(register) = self.registers.get_mut(usize::from(offset >> 4)) {
+            *register = value;
+        }
     }
 
     /// Task priority as CR8 shows it (TPR bits 7:4).

@@ -48,7 +48,8 @@ impl Apic {
     }
 
     fn ticks_to_ns(&self, ticks: u64) -> u64 {
-        u64::try_from(u128::from(ticks) * 1_000_000 / u128::from(self.tsc_khz)).unwrap_or(u64::MAX)
+        u64::try_from(u128::from(ticks) * 1_000_000 / u128::from(self.tsc_khz.max(1)))
+            .unwrap_or(u64::MAX)
     }
 
     /// L1's TSC at which the timer expires next.

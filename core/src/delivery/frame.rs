@@ -3,7 +3,18 @@
 
 use super::{DeliveryFault, LinearMemory, Privilege};
 use crate::cpu::Cpu;
+use crate::x86::control::efer;
 use crate::x86::{AccessRights, Exception, Segment};
+
+/// A linear address: 32 bits outside IA-32e mode.
+pub(super) const fn linear(cpu: &Cpu, base: u64, offset: u32) -> u64 {
+    let address = base.wrapping_add(offset as u64);
+    if cpu.sregs.efer & efer::LMA != 0 {
+        address
+    } else {
+        address & 0xffff_ffff
+    }
+}
 
 /// An exception with a selector as error code.
 pub(super) const fn fault(vector: u8, selector: u16, external: bool) -> DeliveryFault {
@@ -43,7 +54,7 @@ impl Descriptor {
         if offset + 7 > limit {
             return Err(beyond);
         }
-        let address = base.wrapping_add(offset.into());
+        let address = linear(cpu, base, offset);
         let mut bytes = [0; 8];
         memory.read(address, &mut bytes, Privilege::ImplicitSupervisor)?;
         let value = u64::from_le_bytes(bytes);
@@ -86,7 +97,11 @@ impl Descriptor {
     ) -> Result<(), DeliveryFault> {
         if !self.is(AccessRights::ACCESSED) {
             let byte = (self.high >> 8) as u8 | 1;
-            memory.write(self.address + 5, &[byte], Privilege::ImplicitSupervisor)?;
+            memory.write(
+                self.address.wrapping_add(5),
+                &[byte],
+                Privilege::ImplicitSupervisor,
+            )?;
         }
         Ok(())
     }
@@ -106,7 +121,7 @@ pub(super) fn read_tss<L: LinearMemory + ?Sized>(
     }
     let mut bytes = [0; 8];
     memory.read(
-        tr.base.wrapping_add(offset.into()),
+        linear(cpu, tr.base, offset),
         &mut bytes[..length],
         Privilege::ImplicitSupervisor,
     )?;

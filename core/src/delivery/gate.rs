@@ -2,7 +2,7 @@
 //! Procedures", "Exception and Interrupt Handling in 64-bit Mode"; Vol. 2 "INT n/INTO/INT3/INT1",
 //! whose pseudocode gives the order of the checks).
 
-use super::frame::{Descriptor, fault, read_tss};
+use super::frame::{Descriptor, fault, linear, read_tss};
 use super::stack::{MOST, Stack};
 use super::{DeliveryFault, LinearMemory, Privilege, finish, return_address};
 use crate::cpu::Cpu;
@@ -183,7 +183,7 @@ fn read_gate<L: LinearMemory + ?Sized>(
     }
     let mut bytes = [0; 16];
     memory.read(
-        cpu.sregs.idtr.base.wrapping_add(offset.into()),
+        linear(cpu, cpu.sregs.idtr.base, offset),
         &mut bytes[..entry_size as usize],
         Privilege::ImplicitSupervisor,
     )?;

@@ -234,7 +234,7 @@ fn canonical(cpu: &Cpu, value: u64) -> bool {
 }
 
 fn linear_width(cpu: &Cpu) -> u8 {
-    cpu.model.linear_address_width.max(48)
+    cpu.model.linear_address_width.clamp(48, 64)
 }
 
 /// The SDM has a non-canonical SYSENTER address fault. KVM sign-extends it instead, because AMD's

@@ -45,6 +45,13 @@ pub(crate) fn has_vmcs_shadowing(vmcs12: &Vmcs12) -> bool {
         && secondary.contains(Secondary::VMCS_SHADOWING)
 }
 
+/// Whether L2 has the VMX-preemption timer (KVM: `nested_cpu_has_preemption_timer`).
+#[must_use]
+pub(crate) fn has_preemption_timer(vmcs12: &Vmcs12) -> bool {
+    PinBased::from_bits_retain(vmcs12.get32(Field::PIN_BASED_VM_EXEC_CONTROL))
+        .contains(PinBased::ACTIVATE_PREEMPTION_TIMER)
+}
+
 /// Whether a vmcs12 has a shadow VMCS: VMCS shadowing and a link pointer.
 #[must_use]
 pub(crate) fn needs_shadow(vmcs12: &Vmcs12) -> bool {
@@ -67,9 +74,7 @@ impl NestedState {
             flags.set(Flags::RUN_PENDING, vmx.run_pending);
             flags.set(Flags::MTF_PENDING, vmx.mtf_pending);
             header.set_flags(flags);
-            let pin =
-                PinBased::from_bits_retain(vmx.vmcs12.get32(Field::PIN_BASED_VM_EXEC_CONTROL));
-            if pin.contains(PinBased::ACTIVATE_PREEMPTION_TIMER) {
+            if has_preemption_timer(&vmx.vmcs12) {
                 header.set_preemption_timer_deadline(vmx.preemption_timer_deadline);
             }
         }

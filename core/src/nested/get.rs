@@ -23,7 +23,7 @@ pub struct Written {
     pub state: NestedState,
     /// Bytes behind `state` that the kernel writes all the same. Linux sizes the state without the
     /// shadow vmcs12 while L1 runs, but then copies it without asking whether L2 runs: 4096 bytes
-    /// from offset 4224, into a buffer that may end there (6.1 and 6.12).
+    /// from offset 4224, into a buffer that may end there (seen on 6.1.192 and 6.12.117).
     pub overrun: Option<Vec<u8>>,
 }
 

@@ -1,13 +1,15 @@
 //! KVM_SET_NESTED_STATE: what the kernel refuses, rule by rule in its order, and what it does with
 //! what it accepts (`kvm_arch_vcpu_ioctl` in `arch/x86/kvm/x86.c` and `vmx_set_nested_state` in
-//! `arch/x86/kvm/vmx/nested.c`; Linux 6.1.192, the same text in 6.12).
+//! `arch/x86/kvm/vmx/nested.c`; Linux 6.1.192, the same text in 6.12). Both kernels were asked: for
+//! every state of [`super::specimen::breaking_blob`] they answered what the table says, and left
+//! behind what [`SetRefusal::left_behind`] says (`tests/data/set-nested-state/answers.txt`).
 //!
 //! The kernel is not transactional. Behind the rules of [`Stage::Ioctl`] and [`Stage::Header`] it
 //! leaves nested operation (`vmx_leave_nested`), and what fails after that leaves a vCPU whose old
 //! nested state is gone. [`check`] is a pure function, so that a backend can ask first and change
 //! nothing if the answer is no.
 
-use super::convert::needs_shadow;
+use super::convert::{has_preemption_timer, needs_shadow};
 use super::{FORMAT_VMX, Flags, HEADER_SIZE, NestedState, SmmFlags, VMCS12_STATE_SIZE, VmxFlags};
 use crate::addr::L1Phys;
 use crate::vcpu::BackendError;
@@ -19,6 +21,9 @@ use std::fmt;
 pub const SIZE_WITH_VMCS12: usize = HEADER_SIZE + VMCS12_USED;
 /// Smallest `size` with which the kernel reads a shadow vmcs12.
 pub const SIZE_WITH_SHADOW: usize = VMCS12_STATE_SIZE + VMCS12_USED;
+
+/// TSC ticks of one tick of the preemption timer that KVM emulates, as a power of two.
+const PREEMPTION_TIMER_RATE: u32 = 5;
 
 /// `errno` of most refusals.
 const EINVAL: i32 = 22;
@@ -47,6 +52,19 @@ pub enum Answer {
     /// A positive number and no `errno`: the kernel hands out `enum nvmx_vmentry_status` by mistake.
     /// Callers that test for a negative result take it as success.
     Positive(i32),
+}
+
+/// What a refusal leaves of a vCPU's nested state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeftBehind {
+    /// All that there was.
+    Unchanged,
+    /// Outside VMX operation.
+    Nothing,
+    /// VMX root operation at the new `vmxon_pa`, no current VMCS.
+    Vmxon,
+    /// VMX root operation with the new current VMCS. Its cached vmcs12 holds what was copied.
+    VmxonWithVmcs12,
 }
 
 macro_rules! rules {
@@ -128,6 +146,19 @@ rules! {
     25 AfterLeavingNested Errno(EINVAL) EntryHostState "set.entry_host_state" "in guest mode, the vmcs12 passes KVM's checks of the host-state area";
     25 AfterLeavingNested Errno(EINVAL) EntryGuestState "set.entry_guest_state" "in guest mode, the vmcs12 passes KVM's checks of the guest-state area";
     26 AfterLeavingNested Positive(2) EntryFailed "set.guest_state_loads" "in guest mode, guest CR3 is within MAXPHYADDR";
+}
+
+impl SetRefusal {
+    /// What the kernel leaves of the vCPU's nested state. (The model leaves it unchanged.)
+    #[must_use]
+    pub const fn left_behind(self) -> LeftBehind {
+        match (self.stage(), self.step()) {
+            (Stage::Ioctl | Stage::Header, _) => LeftBehind::Unchanged,
+            (Stage::AfterLeavingNested, ..=15) => LeftBehind::Nothing,
+            (Stage::AfterLeavingNested, 16 | 17) => LeftBehind::Vmxon,
+            (Stage::AfterLeavingNested, _) => LeftBehind::VmxonWithVmcs12,
+        }
+    }
 }
 
 impl fmt::Display for SetRefusal {
@@ -262,6 +293,20 @@ pub struct SetPlan {
     pub map_enlightened_vmcs: bool,
     /// Look at pending events before the next run (an MTF VM exit waits).
     pub evaluate_events: bool,
+}
+
+impl SetPlan {
+    /// What entering L2 adds to the state (`vmx_calc_preemption_timer_value`): where its preemption
+    /// timer is on and the state had no deadline, the timer starts in full at `l1_tsc`, L1's TSC now.
+    pub fn start_preemption_timer(&mut self, l1_tsc: u64) {
+        let vmx = &mut self.vmx;
+        if vmx.guest_mode && has_preemption_timer(&vmx.vmcs12) {
+            let timer = vmx.vmcs12.get(Field::VMX_PREEMPTION_TIMER_VALUE);
+            let now = l1_tsc >> PREEMPTION_TIMER_RATE;
+            vmx.preemption_timer_deadline
+                .get_or_insert(timer.wrapping_add(now));
+        }
+    }
 }
 
 /// [`check`] for bytes: too few of them are a rule of their own.

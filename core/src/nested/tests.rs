@@ -2,8 +2,8 @@
 
 use super::get::{BufferTooSmall, get, required_size};
 use super::set_rules::{
-    Answer, EntryCheck, EntryClass, Refused, SetContext, SetPlan, SetRefusal, Stage, check,
-    check_bytes,
+    Answer, EntryCheck, EntryClass, LeftBehind, Refused, SetContext, SetPlan, SetRefusal, Stage,
+    check, check_bytes,
 };
 use super::{
     Flags, HEADER_SIZE, MAX_STATE_SIZE, NestedState, NotRepresentable, ParseError, SmmFlags,
@@ -15,6 +15,7 @@ use crate::vmx::vmcs12::{Layout, VMCS12_USED};
 use crate::vmx::{Field, Vmcs12, VmxState};
 use proptest::prelude::*;
 
+mod entry;
 mod files;
 
 const KVM: Capability<'static> = Capability::new(&KVM_6_1_ICELAKE);
@@ -380,5 +381,25 @@ fn errors_reach_the_callers_of_a_backend() {
     assert!(
         error.to_string().starts_with("state refused: nested state"),
         "{error}"
+    );
+}
+
+#[test]
+fn entering_starts_the_preemption_timer_in_full() {
+    let mut state = specimen::guest_mode(KVM);
+    let vmcs12 = state.vmcs12_mut().expect("a vmcs12");
+    vmcs12.set(Field::VMX_PREEMPTION_TIMER_VALUE, 0x1000_0000);
+    let mut plan = set(&state).expect("valid");
+    plan.start_preemption_timer(0x504 << 5);
+    assert_eq!(plan.vmx.preemption_timer_deadline, None, "the timer is off");
+    let pin = plan.vmx.vmcs12.get(Field::PIN_BASED_VM_EXEC_CONTROL) | 1 << 6;
+    plan.vmx.vmcs12.set(Field::PIN_BASED_VM_EXEC_CONTROL, pin);
+    plan.start_preemption_timer(0x504 << 5);
+    assert_eq!(plan.vmx.preemption_timer_deadline, Some(0x1000_0504));
+    plan.start_preemption_timer(0);
+    assert_eq!(
+        plan.vmx.preemption_timer_deadline,
+        Some(0x1000_0504),
+        "it runs on"
     );
 }

@@ -250,7 +250,8 @@ pub fn clts(cpu: &mut Cpu) {
 /// Whether bits 63 to `width - 1` are all equal.
 #[must_use]
 pub const fn is_canonical(linear: u64, width: u8) -> bool {
-    let unused = 64u32.saturating_sub(width as u32);
+    let width = if width == 0 { 1 } else { width as u32 };
+    let unused = 64u32.saturating_sub(width);
     ((linear << unused) as i64 >> unused) as u64 == linear
 }
 
@@ -383,3 +384,7 @@ fn allowed_cr4(cpu: &Cpu) -> u64 {
             }
         })
 }
+
+#[cfg(test)]
+#[path = "cr_write_tests.rs"]
+mod tests;

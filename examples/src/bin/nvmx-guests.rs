@@ -41,7 +41,9 @@ fn build(name: &str, file: &str, options: &[&str]) -> Result<(), String> {
     let mut options = options.iter();
     while let Some(option) = options.next() {
         let mut number = || {
-            let value = options.next().ok_or_else(|| format!("{option} needs a number"))?;
+            let value = options
+                .next()
+                .ok_or_else(|| format!("{option} needs a number"))?;
             value
                 .parse()
                 .map_err(|error| format!("{option} {value}: {error}"))

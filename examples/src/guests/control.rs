@@ -1,6 +1,6 @@
-//! Control registers behind masks and shadows, the monitor trap flag, and the other intercepted
-//! system instructions (SDM Vol. 3C "Guest/Host Masks and Read Shadows for CR0 and CR4", "Monitor
-//! Trap Flag", "Instructions That Cause VM Exits Conditionally").
+//! Control registers behind masks and shadows, and the other intercepted system instructions
+//! (SDM Vol. 3C "Guest/Host Masks and Read Shadows for CR0 and CR4", "Instructions That Cause VM
+//! Exits Conditionally").
 
 use super::Guest;
 use crate::image::Image;
@@ -11,7 +11,7 @@ use iced_x86::code_asm::*;
 
 pub(super) const GUEST: Guest = Guest {
     name: "control",
-    about: "CR0/CR4 masks and shadows, MOV CR, CLTS, LMSW, MOV DR, INVLPG, PAUSE, descriptor tables, WBINVD, monitor trap flag",
+    about: "CR0/CR4 masks and shadows, MOV CR, CLTS, LMSW, MOV DR, INVLPG, PAUSE, descriptor tables, WBINVD",
     build,
 };
 
@@ -31,11 +31,6 @@ const BASE: Controls = Controls {
 fn build(params: Params) -> Result<Image, BuildError> {
     let mut p = Program::bare("control", params, |p| {
         p.require(
-            capability::PRIMARY,
-            primary::MONITOR_TRAP_FLAG,
-            "monitor trap flag",
-        )?;
-        p.require(
             capability::SECONDARY,
             secondary::DESCRIPTOR_TABLE | secondary::WBINVD,
             "descriptor-table or WBINVD exiting",
@@ -44,7 +39,6 @@ fn build(params: Params) -> Result<Image, BuildError> {
     })?;
     masks(&mut p)?;
     instructions(&mut p)?;
-    single_steps(&mut p)?;
     p.finish()
 }
 
@@ -155,30 +149,4 @@ fn instructions(p: &mut Program) -> Result<(), BuildError> {
         }
     }
     p.checkpoint(6)
-}
-
-/// The monitor trap flag ends L2 after each instruction, also after one that injection began with.
-fn single_steps(p: &mut Program) -> Result<(), BuildError> {
-    let l2 = p.l2(|a| {
-        a.mov(eax, 5)?;
-        a.add(eax, eax)?;
-        a.push(rax)?;
-        a.pop(rbx)?;
-        a.vmcall()
-    })?;
-    let stepping = Controls {
-        primary: primary::MONITOR_TRAP_FLAG,
-        ..BASE
-    };
-    p.fresh_vmcs(l2, stepping)?;
-    for _ in 0..4 {
-        p.run_until(reason::MTF)?;
-        p.checkpoint(7)?;
-    }
-    p.expect_l2(L2Register::Rbx, 10)?;
-    // VMCALL exits by itself: no trap after it.
-    p.run_until(reason::VMCALL)?;
-    p.controls(BASE)?;
-    p.run_until(reason::VMCALL)?;
-    p.checkpoint(8)
 }

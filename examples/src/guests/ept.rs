@@ -30,7 +30,11 @@ fn entry(page: u64, bits: u64) -> u64 {
 
 fn build(params: Params) -> Result<Image, BuildError> {
     let mut p = Program::bare("ept", params, |p| {
-        p.require(capability::SECONDARY, secondary::EPT | secondary::VPID, "EPT and VPID")?;
+        p.require(
+            capability::SECONDARY,
+            secondary::EPT | secondary::VPID,
+            "EPT and VPID",
+        )?;
         p.enable_vmx()
     })?;
     let l2 = p.l2(|a| {

@@ -34,7 +34,11 @@ const UNMAPPED: u64 = 0x4000_0000;
 
 fn build(params: Params) -> Result<Image, BuildError> {
     let mut p = Program::bare("events", params, |p| {
-        p.require(capability::PIN, pin::NMI | pin::VIRTUAL_NMIS, "virtual NMIs")?;
+        p.require(
+            capability::PIN,
+            pin::NMI | pin::VIRTUAL_NMIS,
+            "virtual NMIs",
+        )?;
         p.require(capability::SECONDARY, secondary::EPT, "EPT")?;
         p.enable_vmx()
     })?;

@@ -204,7 +204,6 @@ fn guest_state(p: &mut Program, l2: u64) -> Result<(), BuildError> {
         (field::GUEST_CR0, 0x8000_0030, entry::CR0 as u64, 0),
         (field::GUEST_CR4, 0x20, entry::CR4 as u64, 0),
         (field::GUEST_RFLAGS, 0, 2, 0),
-        (field::GUEST_RIP, 1 << 62, l2, 0),
         (field::GUEST_TR_AR, 0x89, 0x8b, 0),
         (field::GUEST_CS_AR, 0xa093, 0xa09b, 0),
         (field::GUEST_SS_AR, 0xc0b3, 0xc093, 0),
@@ -216,7 +215,10 @@ fn guest_state(p: &mut Program, l2: u64) -> Result<(), BuildError> {
     for (field, bad, good, qualification) in spoiled {
         p.vmwrite(*field, *bad)?;
         p.run_until(reason::FAILED_GUEST_STATE)?;
-        p.expect_field(crate::runtime::vmcs::field::EXIT_QUALIFICATION, *qualification)?;
+        p.expect_field(
+            crate::runtime::vmcs::field::EXIT_QUALIFICATION,
+            *qualification,
+        )?;
         p.vmwrite(*field, *good)?;
     }
     p.run_until(reason::VMCALL)?;

@@ -10,6 +10,7 @@ mod failures;
 mod modes;
 mod roundtrip;
 mod shadow;
+mod stepping;
 mod switches;
 mod timers;
 
@@ -30,7 +31,21 @@ pub struct Guest {
 /// Every guest.
 #[must_use]
 pub fn all() -> &'static [Guest] {
-    &[exits::GUEST, ept::GUEST, events::GUEST, timers::GUEST, apic::GUEST, shadow::GUEST, failures::GUEST, control::GUEST, switches::GUEST, modes::GUEST, roundtrip::GUEST, compute::GUEST]
+    &[
+        exits::GUEST,
+        ept::GUEST,
+        events::GUEST,
+        timers::GUEST,
+        apic::GUEST,
+        shadow::GUEST,
+        failures::GUEST,
+        control::GUEST,
+        stepping::GUEST,
+        switches::GUEST,
+        modes::GUEST,
+        roundtrip::GUEST,
+        compute::GUEST,
+    ]
 }
 
 /// The guest with this name.

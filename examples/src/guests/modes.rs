@@ -8,7 +8,7 @@
 use super::Guest;
 use crate::image::Image;
 use crate::runtime::program::{Controls, L2Register, Program};
-use crate::runtime::vmcs::{capability, exit_control, field, reason, secondary};
+use crate::runtime::vmcs::{capability, entry_control, exit_control, field, reason, secondary};
 use crate::runtime::{BuildError, Params, map, standard};
 use iced_x86::code_asm::*;
 
@@ -39,8 +39,9 @@ const BASE: Controls = Controls {
     primary: 0,
     secondary: secondary::EPT | secondary::UNRESTRICTED,
     exit: exit_control::HOST_64_BIT,
-    // Not IA-32e mode.
-    entry: 0,
+    // Not IA-32e mode, and EFER is loaded: an entry with CR0.PG clear leaves EFER.LME as L1 has it, so
+    // that an L2 which turns on PAE paging later would find itself in IA-32e mode.
+    entry: entry_control::LOAD_EFER,
 };
 
 fn build(params: Params) -> Result<Image, BuildError> {
@@ -133,7 +134,7 @@ fn real_mode(p: &mut Program) -> Result<(), BuildError> {
     p.fresh_vmcs(map::L2_CODE, BASE)?;
     p.controls(BASE)?;
     p.vmwrites(&standard::real_mode(REAL_BASE, REAL_CODE))?;
-    p.vmwrite(field::GUEST_RFLAGS, 0x202)?;
+    p.vmwrites(&[(field::GUEST_RFLAGS, 0x202), (field::GUEST_EFER, 0)])?;
     p.checkpoint(1)?;
     // INT 0x20 goes through the table; the handler's VMCALL.
     p.run_until(reason::VMCALL)?;

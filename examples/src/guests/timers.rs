@@ -26,11 +26,20 @@ const LATE: u64 = 0xffff_ffff;
 
 fn build(params: Params) -> Result<Image, BuildError> {
     let mut p = Program::bare("timers", params, |p| {
-        p.require(capability::PIN, pin::PREEMPTION_TIMER, "VMX-preemption timer")?;
-        p.require(capability::EXIT, exit_control::SAVE_TIMER, "saving of the preemption timer")?;
+        p.require(
+            capability::PIN,
+            pin::PREEMPTION_TIMER,
+            "VMX-preemption timer",
+        )?;
+        p.require(
+            capability::EXIT,
+            exit_control::SAVE_TIMER,
+            "saving of the preemption timer",
+        )?;
         p.enable_vmx()
     })?;
     preemption(&mut p)?;
+    deadline(&mut p)?;
     saved(&mut p)?;
     halted(&mut p)?;
     time_stamps(&mut p)?;
@@ -49,16 +58,39 @@ fn preemption(p: &mut Program) -> Result<(), BuildError> {
         ..Controls::default()
     };
     p.fresh_vmcs(spin, timer)?;
-    p.vmwrites(&[
-        (field::GUEST_RFLAGS, IF),
-        (field::PREEMPTION_TIMER, SOON),
-    ])?;
+    p.vmwrites(&[(field::GUEST_RFLAGS, IF), (field::PREEMPTION_TIMER, SOON)])?;
     p.checkpoint(1)?;
     p.run_until(reason::PREEMPTION_TIMER)?;
     p.checkpoint(2)?;
     p.vmwrite(field::PREEMPTION_TIMER, 0)?;
     p.run_until(reason::PREEMPTION_TIMER)?;
     p.checkpoint(3)
+}
+
+/// User space gets control in L2 while the timer runs: the nested state has a deadline there.
+fn deadline(p: &mut Program) -> Result<(), BuildError> {
+    let l2 = p.l2(|a| {
+        let mut spin = a.create_label();
+        a.mov(edx, 0x5e0)?;
+        a.mov(eax, 0x00fc_0000)?;
+        a.out(dx, eax)?;
+        a.set_label(&mut spin)?;
+        a.jmp(spin)
+    })?;
+    p.fresh_vmcs(
+        l2,
+        Controls {
+            pin: pin::PREEMPTION_TIMER,
+            primary: primary::IO_BITMAPS,
+            ..Controls::default()
+        },
+    )?;
+    p.vmwrites(&[
+        (field::GUEST_RFLAGS, IF),
+        (field::PREEMPTION_TIMER, 10 * SOON),
+    ])?;
+    p.run_until(reason::PREEMPTION_TIMER)?;
+    p.checkpoint(10)
 }
 
 /// With "save VMX-preemption timer value", a VMCALL leaves less than was loaded, and expiry leaves 0.
@@ -78,10 +110,7 @@ fn saved(p: &mut Program) -> Result<(), BuildError> {
         ..Controls::default()
     };
     p.fresh_vmcs(l2, timer)?;
-    p.vmwrites(&[
-        (field::GUEST_RFLAGS, IF),
-        (field::PREEMPTION_TIMER, LATE),
-    ])?;
+    p.vmwrites(&[(field::GUEST_RFLAGS, IF), (field::PREEMPTION_TIMER, LATE)])?;
     p.run_until(reason::VMCALL)?;
     p.skip_instruction()?;
     p.a.mov(ecx, field::PREEMPTION_TIMER)?;

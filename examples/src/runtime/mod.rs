@@ -13,6 +13,7 @@ pub mod routines;
 pub mod standard;
 pub mod tables;
 pub mod vmcs;
+mod vmx_words;
 
 pub use program::Program;
 

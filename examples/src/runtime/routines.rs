@@ -84,12 +84,22 @@ const PRESERVED: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
 pub fn assemble() -> Result<(Vec<u8>, Routines), BuildError> {
     let mut asm = CodeAssembler::new(64)?;
     let a = &mut asm;
-    let [mut report, mut report_field, mut print, mut print_hex, mut exit] =
-        std::array::from_fn(|_| a.create_label());
+    let [
+        mut report,
+        mut report_field,
+        mut print,
+        mut print_hex,
+        mut exit,
+    ] = std::array::from_fn(|_| a.create_label());
     let [mut exception, mut table, mut control, mut run, mut vm_exit] =
         std::array::from_fn(|_| a.create_label());
-    let [mut expect, mut expect_entry, mut expect_vmx, mut expect_value, mut putc] =
-        std::array::from_fn(|_| a.create_label());
+    let [
+        mut expect,
+        mut expect_entry,
+        mut expect_vmx,
+        mut expect_value,
+        mut putc,
+    ] = std::array::from_fn(|_| a.create_label());
     let mut strings = Strings::default();
 
     // report(EAX)
@@ -184,7 +194,11 @@ pub fn assemble() -> Result<(Vec<u8>, Routines), BuildError> {
         &mut strings,
         (print, print_hex),
         "\nL1 exception, vector, error, rip: ",
-        &[Shown::Register(eax), Shown::Register(ecx), Shown::Register(edx)],
+        &[
+            Shown::Register(eax),
+            Shown::Register(ecx),
+            Shown::Register(edx),
+        ],
     )?;
     a.mov(eax, exit_code::EXCEPTION)?;
     a.jmp(exit)?;
@@ -232,8 +246,7 @@ pub fn assemble() -> Result<(Vec<u8>, Routines), BuildError> {
 
     // run()
     a.set_label(&mut run)?;
-    let [mut resume, mut failed, mut invalid, mut out] =
-        std::array::from_fn(|_| a.create_label());
+    let [mut resume, mut failed, mut invalid, mut out] = std::array::from_fn(|_| a.create_label());
     for register in PRESERVED {
         a.push(register)?;
     }

@@ -100,10 +100,34 @@ pub fn real_mode(base: u64, ip: u64) -> Vec<(u32, u64)> {
         (GUEST_IDTR_LIMIT, 0x3ff),
     ];
     for (selector, its_base, limit, rights, value) in [
-        (GUEST_CS, GUEST_CS_BASE, GUEST_CS_LIMIT, GUEST_CS_AR, ar::CODE_16),
-        (GUEST_SS, GUEST_SS_BASE, GUEST_SS_LIMIT, GUEST_SS_AR, ar::DATA_16),
-        (GUEST_DS, GUEST_DS_BASE, GUEST_DS_LIMIT, GUEST_DS_AR, ar::DATA_16),
-        (GUEST_ES, GUEST_ES_BASE, GUEST_ES_LIMIT, GUEST_ES_AR, ar::DATA_16),
+        (
+            GUEST_CS,
+            GUEST_CS_BASE,
+            GUEST_CS_LIMIT,
+            GUEST_CS_AR,
+            ar::CODE_16,
+        ),
+        (
+            GUEST_SS,
+            GUEST_SS_BASE,
+            GUEST_SS_LIMIT,
+            GUEST_SS_AR,
+            ar::DATA_16,
+        ),
+        (
+            GUEST_DS,
+            GUEST_DS_BASE,
+            GUEST_DS_LIMIT,
+            GUEST_DS_AR,
+            ar::DATA_16,
+        ),
+        (
+            GUEST_ES,
+            GUEST_ES_BASE,
+            GUEST_ES_LIMIT,
+            GUEST_ES_AR,
+            ar::DATA_16,
+        ),
     ] {
         fields.extend([
             (selector, base >> 4 & 0xffff),

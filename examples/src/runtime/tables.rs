@@ -8,7 +8,10 @@
 use super::map::{self, MAPPED};
 
 fn quads(entries: &[u64]) -> Vec<u8> {
-    entries.iter().flat_map(|entry| entry.to_le_bytes()).collect()
+    entries
+        .iter()
+        .flat_map(|entry| entry.to_le_bytes())
+        .collect()
 }
 
 /// Limit of the GDT.

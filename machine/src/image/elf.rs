@@ -102,7 +102,10 @@ pub(super) fn segments(image: &[u8]) -> Result<(Vec<Segment<'_>>, u64), ImageErr
         return Err(ImageError::new(
             layout.phentsize,
             "e_phentsize",
-            format!("{size}: a program header has {} bytes", layout.program_header),
+            format!(
+                "{size}: a program header has {} bytes",
+                layout.program_header
+            ),
         ));
     }
     let mut found = Vec::new();

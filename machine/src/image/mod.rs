@@ -182,7 +182,9 @@ fn check_room(
         .checked_add(length)
         .filter(|end| *end <= memory_size)
         .ok_or_else(|| {
-            format!("{length:#x} bytes at {address:#x} do not fit into {memory_size:#x} bytes of RAM")
+            format!(
+                "{length:#x} bytes at {address:#x} do not fit into {memory_size:#x} bytes of RAM"
+            )
         })?;
     let clash = chunks
         .iter()
@@ -232,7 +234,10 @@ fn identity_page_tables() -> Vec<u8> {
     for page in 0..4 * 512 {
         tables[1024 + page] = ((page as u64) << 21) | PRESENT_WRITABLE | LARGE;
     }
-    tables.iter().flat_map(|entry| entry.to_le_bytes()).collect()
+    tables
+        .iter()
+        .flat_map(|entry| entry.to_le_bytes())
+        .collect()
 }
 
 #[cfg(test)]

@@ -36,7 +36,9 @@ pub(super) fn find(image: &[u8]) -> Result<Option<Header>, ImageError> {
             return Err(ImageError::new(
                 offset + 4,
                 "flags",
-                format!("requires {unknown:#x}, which this loader does not offer (video mode is bit 2)"),
+                format!(
+                    "requires {unknown:#x}, which this loader does not offer (video mode is bit 2)"
+                ),
             ));
         }
         return Ok(Some(Header { offset, flags }));
@@ -72,7 +74,10 @@ impl Header {
             ImageError::new(
                 self.offset + 16,
                 "load_addr",
-                format!("lies {before:#x} before the header, which is at file offset {:#x}", self.offset),
+                format!(
+                    "lies {before:#x} before the header, which is at file offset {:#x}",
+                    self.offset
+                ),
             )
         })?;
         let length = if load_end == 0 {
@@ -97,7 +102,10 @@ impl Header {
                     ImageError::new(
                         self.offset + 24,
                         "bss_end_addr",
-                        format!("{bss_end:#x} is below the end of the data, {:#x}", load + length),
+                        format!(
+                            "{bss_end:#x} is below the end of the data, {:#x}",
+                            load + length
+                        ),
                     )
                 })?
         };

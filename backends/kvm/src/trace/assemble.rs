@@ -56,6 +56,8 @@ const INVALID_GUEST_STATE: u32 = ENTRY_FAILED | 33;
 const MSR_LOADING: u32 = ENTRY_FAILED | 34;
 const EPT_VIOLATION: u32 = 48;
 const EPT_MISCONFIGURATION: u32 = 49;
+/// What the texts of those checks hold that end in VMfailInvalid (`nested_vmx_run`).
+const INVALID: [&str; 3] = ["hdr.shadow_vmcs", "current_vmptr", "EVMPTRLD_VMFAIL"];
 /// VM-instruction error 7: "VM entry with invalid control field(s)".
 const INVALID_CONTROL: u32 = 7;
 
@@ -66,6 +68,7 @@ pub struct Assembler {
     vmcs12: Option<u64>,
     hardware_exit: Option<(u32, u64)>,
     in_l2: bool,
+    error_is_in_vmcs12: bool,
     events: Vec<NestedEvent>,
 }
 
@@ -153,6 +156,8 @@ impl Assembler {
                 failed_entry(INVALID_GUEST_STATE, None)
             });
         } else if !self.in_l2 {
+            // VMfailInvalid has no error number; what the VMCS holds would be an older one.
+            self.error_is_in_vmcs12 = !INVALID.iter().any(|check| message.contains(check));
             self.events.push(NestedEvent::EntryFailure { error: None });
         }
         // In L2: a check of the MSR-store list at an exit, which is no entry.
@@ -220,7 +225,7 @@ impl Assembler {
             }
             Some(NestedEvent::EntryFailure {
                 error: error @ None,
-            }) => {
+            }) if self.error_is_in_vmcs12 => {
                 *error = now
                     .vmcs12_u32(vmcs12::VM_INSTRUCTION_ERROR)
                     .filter(|error| *error != 0);

@@ -172,4 +172,9 @@ fn the_last_exit_gets_what_tracepoints_leave_out() {
     assembler.feed(check_failed("vmcs12->launch_state == launch", 0));
     assembler.finish(View(&nested(0, 10, 0x30, 2, 5)));
     assert_eq!(brief(&assembler.take()), ["fail Some(5)"]);
+
+    let mut assembler = Assembler::default();
+    assembler.feed(check_failed("vmcs12->hdr.shadow_vmcs", 0));
+    assembler.finish(View(&nested(0, 10, 0x30, 2, 5)));
+    assert_eq!(brief(&assembler.take()), ["fail None"], "VMfailInvalid");
 }

@@ -153,7 +153,7 @@ pub(crate) mod tests {
     fn page(flags: u64, events: &[u32], behind: &[u8]) -> Vec<u8> {
         let mut page = Vec::new();
         page.extend_from_slice(&1000_u64.to_le_bytes());
-        page.extend_from_slice(&(flags | events.len() as u64 * 4).to_le_bytes());
+        page.extend_from_slice(&(flags | (events.len() as u64 * 4)).to_le_bytes());
         page.extend(events.iter().flat_map(|w| w.to_le_bytes()));
         page.extend_from_slice(behind);
         page.resize(4096, 0);

@@ -173,6 +173,7 @@ impl Intercepts {
             | code(0x86)
             | code(0x87)
             | code(0x88)
+            | code(0x89)
             | code(0x8a)
             | code(0x8b),
         cr_read: 1 << 8,

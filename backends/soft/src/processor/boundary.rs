@@ -8,7 +8,7 @@ use nvmx_core::vmx::controls::Primary;
 use nvmx_core::vmx::entry;
 use nvmx_core::vmx::exit::{ExitReason, VmExit};
 use nvmx_core::x86::control::rflags;
-use nvmx_core::x86::{Event, Exception};
+use nvmx_core::x86::{Event, EventKind, Exception};
 
 /// Bits of the pending-debug-exceptions field that make a #DB pending: enabled breakpoint, RTM, BS.
 const DEBUG_PENDING: u64 = 1 << 12 | 1 << 14 | 1 << 16;
@@ -45,6 +45,12 @@ impl Processor {
         }
         // What VM entry injected comes before all else.
         if let Some(event) = self.cpu.injected {
+            if event.kind == EventKind::Other {
+                // "Other event" with vector 0: a pending MTF VM exit (SDM Vol. 3C "Injection of
+                // Pending MTF VM Exits").
+                self.cpu.injected = None;
+                return self.reflect(VmExit::new(ExitReason::MONITOR_TRAP_FLAG));
+            }
             return Next::from(self.deliver(event));
         }
         if let Some(exception) = self.cpu.pending_exception.take() {
@@ -147,7 +153,7 @@ impl Processor {
 
     /// L1's TSC at which a timer does something next.
     pub(crate) fn next_deadline(&self) -> Option<u64> {
-        let preemption = self.in_l2().then(|| entry::preemption_timer_deadline(&self.cpu)).flatten();
+        let preemption = self.in_l2().then(|| entry::preemption_timer_expiry(&self.cpu)).flatten();
         match (self.apic.next_deadline(), preemption) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),

@@ -105,7 +105,7 @@ impl Processor {
                     // (SDM Vol. 3C "Exceptions and Event-Delivery VM Exits": the exception bitmap is
                     // consulted for the exception that occurs, #DF only where it would be raised).
                     match delivery::combine(&event, &second) {
-                        Combined::Serial => {
+                        Combined::Serial(second) => {
                             let next = Event::exception(second);
                             if let Some(exit) = self.intercepted(&next) {
                                 self.exit_to_l1(&exit);

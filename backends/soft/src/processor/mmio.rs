@@ -5,7 +5,7 @@ use super::io::mask;
 use super::mmu::Place;
 use super::{Done, Outcome, PendingRead, Processor, Trap, unsupported};
 use crate::decode;
-use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
 use nvmx_core::apic::ApicEffect;
 use nvmx_core::paging::{Access, AccessKind};

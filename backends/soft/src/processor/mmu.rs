@@ -34,10 +34,10 @@ impl Processor {
         if !secondary.contains(Secondary::ENABLE_EPT) {
             return None;
         }
-        let capability = Capability::new(&self.cpu.model);
+        let capability = Capability::new(&self.cpu.model.vmx_msrs);
         let mut ept = Ept::new(
             vmcs12.get(Field::EPT_POINTER),
-            capability.ept_vpid(),
+            capability.ept_vpid().bits(),
             self.cpu.model.physical_address_width,
         );
         if secondary.contains(Secondary::ENABLE_PML) {

@@ -119,6 +119,8 @@ pub(crate) struct Processor {
     pub(crate) cpu: Cpu,
     pub(crate) ram: Ram,
     pub(crate) apic: Apic,
+    /// L1's TSC frequency.
+    pub(crate) tsc_khz: u32,
     pub(crate) regime: Regime,
     /// What L1 wants to see of L2; nothing while L1 runs.
     pub(crate) intercepts: Intercepts,
@@ -146,6 +148,7 @@ impl Processor {
             cpu,
             ram,
             apic,
+            tsc_khz: crate::model::TSC_KHZ,
             regime,
             intercepts: Intercepts::default(),
             effects: Effects { flush: true, flush_page: None, controls: true },

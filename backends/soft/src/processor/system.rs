@@ -8,7 +8,7 @@ use iced_x86::{Code, Instruction, Mnemonic};
 use nvmx_core::cpu::{Activity, Interruptibility};
 use nvmx_core::msr::{self, MsrEffect, MsrFault, MsrRead};
 use nvmx_core::vmx::entry;
-use nvmx_core::vmx::exit::VmExit;
+use nvmx_core::vmx::exit::{self, VmExit};
 use nvmx_core::vmx::intercepts::{DescriptorTableInstruction, SystemSegmentInstruction};
 use nvmx_core::x86::control::{cr0, cr4};
 use nvmx_core::x86::{Exception, Gpr, cpuid};
@@ -137,6 +137,7 @@ impl Processor {
             Ok(MsrEffect::Efer) => self.address_space_changed(),
             Err(fault) => return Err(msr_trap(fault)),
         }
+        exit::note_msr_write(&mut self.cpu, number);
         Ok(Done::Retired)
     }
 

@@ -10,7 +10,7 @@ use nvmx_core::cpu::Interruptibility;
 use nvmx_core::vcpu::NestedEvent;
 use nvmx_core::vmx::Field;
 use nvmx_core::vmx::ept::EptFault;
-use nvmx_core::vmx::exit::{self, Flush, VmExit};
+use nvmx_core::vmx::exit::{self, Flush, MsrEffects, VmExit};
 use nvmx_core::vmx::instructions::{self, Instruction as Vmx, Operands, VmxResult};
 use nvmx_core::vmx::intercepts::{self, Intercepts};
 use nvmx_core::x86::{Exception, cpuid};
@@ -92,7 +92,10 @@ impl Processor {
             return self.complete(result, operands.length, Flush::None);
         }
         let (result, flush) = match vmx {
-            Vmx::Vmxon => (instructions::vmxon(&mut self.cpu, &self.ram, self.pointer(instruction)?), Flush::None),
+            Vmx::Vmxon => {
+                let pointer = self.pointer(instruction)?;
+                (instructions::vmxon(&mut self.cpu, &self.ram, pointer), Flush::None)
+            },
             Vmx::Vmxoff => (instructions::vmxoff(&mut self.cpu), Flush::None),
             Vmx::Vmclear => {
                 let pointer = self.pointer(instruction)?;
@@ -143,7 +146,8 @@ impl Processor {
             }
             VmxResult::Fault(exception) => Err(exception.into()),
             VmxResult::Exit(exit) => Err(exit.into()),
-            VmxResult::Entered(_) => {
+            VmxResult::Entered(entered) => {
+                self.apply_msr_effects(&entered.msrs);
                 self.cpu.tsc.ticks = self.cpu.tsc.ticks.wrapping_add(1);
                 self.entered();
                 Ok(Done::Jumped)
@@ -186,7 +190,19 @@ impl Processor {
         self.left(&left);
     }
 
+    /// What MSR lists did that the APIC must hear of.
+    fn apply_msr_effects(&mut self, effects: &MsrEffects) {
+        if let Some(base) = effects.apic_base {
+            self.apic.set_base(base);
+        }
+        if let Some((number, value)) = effects.apic_write {
+            // The list's checks let through only what the APIC takes.
+            let _ = self.apic.msr_write(number, value, self.cpu.tsc.l1());
+        }
+    }
+
     fn left(&mut self, left: &exit::Left) {
+        self.apply_msr_effects(&left.msrs);
         self.one_instruction = false;
         self.level_changed();
         if left.abort.is_some() {

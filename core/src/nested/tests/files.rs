@@ -4,7 +4,7 @@ use super::*;
 use std::fs;
 use std::path::Path;
 
-fn files() -> Vec<(String, Vec<u8>)> {
+pub(super) fn files() -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/nested-state");
     let mut files: Vec<_> = fs::read_dir(folder)
         .expect("the folder of samples")
@@ -171,4 +171,33 @@ proptest! {
         let state = NestedState::from_bytes(&bytes).expect("a header");
         prop_assert_eq!(state.to_bytes(), bytes);
     }
+}
+
+/// Real kernels answered to the breaking blobs what the table of rules says.
+#[test]
+fn the_rules_answer_as_the_kernel_did() {
+    let path = "tests/data/set-nested-state/answers.txt";
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path));
+    let text = text.expect("the recorded answers");
+    let mut recorded = text.lines().filter(|line| !line.starts_with('#'));
+    for &rule in SetRefusal::ALL {
+        if specimen::breaking_blob(rule).is_none() {
+            continue;
+        }
+        let answer = match rule.answer() {
+            Answer::Errno(errno) => format!("-1 {errno}"),
+            Answer::Positive(number) => format!("{number} 0"),
+        };
+        let none = u64::MAX;
+        let left = match rule.left_behind() {
+            LeftBehind::Unchanged | LeftBehind::Nothing => format!("128 {none:x} {none:x}"),
+            LeftBehind::Vmxon => format!("128 {:x} {none:x}", specimen::VMXON.0),
+            LeftBehind::VmxonWithVmcs12 => {
+                format!("4224 {:x} {:x}", specimen::VMXON.0, specimen::VMCS12.0)
+            }
+        };
+        let expected = format!("{} {answer} {left}", rule.id());
+        assert_eq!(recorded.next(), Some(expected.as_str()));
+    }
+    assert_eq!(recorded.next(), None);
 }

@@ -1,7 +1,6 @@
 //! Loading guest state (SDM Vol. 3C "Loading Guest State").
 
-use super::checks::Rule;
-use super::checks::guest_rules::{CR3_IN_WIDTH, PDPTES_VALID};
+use super::checks::{self, Rule};
 use super::{active_secondary, entry_controls, pdptes};
 use crate::addr::L1Phys;
 use crate::cpu::{Activity, Cpu, Interruptibility, Personality};
@@ -41,7 +40,7 @@ pub(super) fn load_guest_state(
     // KVM finds these two while it loads: the rest of the state stays as it was.
     let cr3 = vmcs12.get(Field::GUEST_CR3);
     if !physical_address_is_valid(&cpu.model, L1Phys(cr3)) {
-        return Err(&CR3_IN_WIDTH);
+        return Err(checks::CR3.rule());
     }
     cpu.sregs.cr3 = cr3;
     load_pdptes(cpu, memory)?;
@@ -144,7 +143,8 @@ fn load_pdptes(cpu: &mut Cpu, memory: Option<&dyn GuestMemory>) -> Result<(), &'
     if active_secondary(vmcs12).contains(Secondary::ENABLE_EPT) {
         sregs.pdptrs = pdptrs_of(vmcs12);
     } else if let Some(memory) = memory {
-        sregs.pdptrs = pdptes::read(&cpu.model, memory, sregs.cr3).ok_or(&PDPTES_VALID)?;
+        sregs.pdptrs = pdptes::read(&cpu.model, memory, sregs.cr3)
+            .ok_or_else(|| checks::PDPTES_IN_MEMORY.rule())?;
     } else {
         return Ok(());
     }
@@ -173,6 +173,5 @@ fn load_non_register_state(cpu: &mut Cpu) {
         vmcs12.get32(Field::VM_ENTRY_EXCEPTION_ERROR_CODE),
         vmcs12.get32(Field::VM_ENTRY_INSTRUCTION_LEN),
     );
-    cpu.pending_exception = None;
     cpu.activity = Activity::Active;
 }

@@ -1,10 +1,16 @@
 //! VM entries (SDM Vol. 3C, chapter "VM Entries").
 
+// How an entry ends is returned once per entry, and nothing may be allocated for it.
+#![allow(clippy::result_large_err)]
+
 mod active;
-pub(crate) mod capability_msr;
 pub mod checks;
 mod load;
 mod pdptes;
+#[cfg(test)]
+pub(crate) mod test_support;
+#[cfg(test)]
+mod tests;
 mod timing;
 
 pub use active::{active_secondary, entry_controls, exit_controls, pin_based, primary};
@@ -78,7 +84,11 @@ pub fn launch_or_resume(cpu: &mut Cpu, memory: &dyn GuestMemory, kind: EntryKind
         return outcome;
     }
     let is_kvm = cpu.model.personality == Personality::Kvm;
-    let early = if is_kvm { Phase::KvmSoftware } else { Phase::All };
+    let early = if is_kvm {
+        Phase::KvmSoftware
+    } else {
+        Phase::All
+    };
     if let Some(rule) = checks::first_failure_in(&context(cpu, memory), early, true) {
         return fail(cpu, memory, rule);
     }
@@ -144,6 +154,7 @@ fn context<'a>(cpu: &'a Cpu, memory: &'a dyn GuestMemory) -> Context<'a> {
         vmcs12: &cpu.vmx.vmcs12,
         model: &cpu.model,
         memory,
+        current: cpu.vmx.current,
         // While the guest's state is loaded already, the controls have been checked.
         l1_long_mode: if cpu.vmx.guest_mode {
             exit_controls(&cpu.vmx.vmcs12)
@@ -235,9 +246,12 @@ fn entered(cpu: &Cpu, msrs: MsrEffects) -> Entered {
     // "Operations that Invalidate Cached Mappings": without VPID both transitions drop VPID 0's.
     let has_vpid = active_secondary(&cpu.vmx.vmcs12).contains(Secondary::ENABLE_VPID);
     Entered {
-        flush: if has_vpid { Flush::None } else { Flush::Vpid(0) },
-        mtf_exit: cpu.vmx.run_pending
-            && cpu.injected.is_some_and(|e| e.kind == EventKind::Other),
+        flush: if has_vpid {
+            Flush::None
+        } else {
+            Flush::Vpid(0)
+        },
+        mtf_exit: cpu.vmx.run_pending && cpu.injected.is_some_and(|e| e.kind == EventKind::Other),
         msrs,
     }
 }

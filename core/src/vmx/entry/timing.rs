@@ -1,9 +1,10 @@
 //! Time of L2: TSC offset and scaling (SDM Vol. 3C "Changes to Instruction Behavior in VMX Non-Root
 //! Operation"), the VMX-preemption timer ("VMX-Preemption Timer").
 
-use super::{active_secondary, capability_msr, exit_controls, pin_based, primary};
+use super::{active_secondary, exit_controls, pin_based, primary};
 use crate::cpu::Cpu;
 use crate::vmx::Field;
+use crate::vmx::capability::Capability;
 use crate::vmx::controls::{ExitControls, PinBased, Primary, Secondary};
 
 /// Fraction bits of the TSC multiplier.
@@ -29,8 +30,7 @@ pub fn l2_tsc(cpu: &Cpu) -> u64 {
 
 /// L1's TSC in units of the VMX-preemption timer.
 fn timer_now(cpu: &Cpu) -> u64 {
-    let rate = cpu.model.vmx_msrs[capability_msr::MISC] & 0x1f;
-    cpu.tsc.l1() >> rate
+    cpu.tsc.l1() >> Capability::from(&*cpu.model).preemption_timer_rate()
 }
 
 /// Starts the timer at VM entry; a deadline that is set already (it came with a snapshot) stays.
@@ -62,9 +62,9 @@ pub fn preemption_timer_expired(cpu: &Cpu) -> bool {
 /// L1's TSC at which the timer expires; `None` if it does not run.
 #[must_use]
 pub fn preemption_timer_expiry(cpu: &Cpu) -> Option<u64> {
-    let rate = cpu.model.vmx_msrs[capability_msr::MISC] & 0x1f;
+    let rate = Capability::from(&*cpu.model).preemption_timer_rate();
     let deadline = cpu.vmx.preemption_timer_deadline?;
-    Some(deadline.checked_shl(rate as u32).unwrap_or(u64::MAX))
+    Some(deadline.saturating_mul(1 << rate))
 }
 
 /// The value that an exit saves, if it saves one. KVM saves none before L2 has run.

@@ -1,13 +1,17 @@
 //! VM exits (SDM Vol. 3C, chapter "VM Exits"): what is recorded, which guest state is saved, which
 //! host state is loaded.
 
+mod forced;
 mod host_state;
 mod information;
 mod msr_lists;
 pub mod qualification;
 mod reason;
 mod save;
+#[cfg(test)]
+mod tests;
 
+pub use forced::leave_nested;
 pub use information::VmExit;
 pub use msr_lists::{MsrEffects, load_msrs, store_msrs};
 pub use reason::ExitReason;
@@ -189,13 +193,19 @@ fn record(cpu: &mut Cpu, exit: &VmExit) {
         vmcs12.set(Field::VM_EXIT_INTR_ERROR_CODE, u64::from(error_code));
     }
     let optional = [
-        (Field::VM_EXIT_INSTRUCTION_LEN, instruction_length.map(u64::from)),
+        (
+            Field::VM_EXIT_INSTRUCTION_LEN,
+            instruction_length.map(u64::from),
+        ),
         (
             Field::VMX_INSTRUCTION_INFO,
             exit.instruction_information.map(u64::from),
         ),
         (Field::GUEST_LINEAR_ADDRESS, exit.guest_linear),
-        (Field::GUEST_PHYSICAL_ADDRESS, exit.guest_physical.map(|a| a.0)),
+        (
+            Field::GUEST_PHYSICAL_ADDRESS,
+            exit.guest_physical.map(|a| a.0),
+        ),
     ];
     for (field, value) in optional {
         if let Some(value) = value {
@@ -208,9 +218,9 @@ fn record(cpu: &mut Cpu, exit: &VmExit) {
 /// Delivery"): never for a double or triple fault.
 fn is_vectoring(event: &Event, exit: &VmExit, is_kvm: bool) -> bool {
     let is_double_fault = exit.reason == ExitReason::EXCEPTION_OR_NMI
-        && exit.interruption.is_some_and(|e| {
-            e.kind == EventKind::HardwareException && e.vector == Exception::DF
-        });
+        && exit
+            .interruption
+            .is_some_and(|e| e.kind == EventKind::HardwareException && e.vector == Exception::DF);
     if is_double_fault || exit.reason == ExitReason::TRIPLE_FAULT {
         return false;
     }

@@ -5,7 +5,7 @@ use crate::addr::L1Phys;
 use crate::cpu::Cpu;
 use crate::memory::GuestMemory;
 use crate::msr::{self, MsrEffect, MsrRead};
-use crate::vmx::entry::capability_msr;
+use crate::vmx::capability::Capability;
 use crate::x86::msr as number;
 
 /// Bytes of an entry: MSR number, reserved word, value.
@@ -43,17 +43,16 @@ fn common_check(cpu: &Cpu, entry: &Entry) -> bool {
         && entry.reserved == 0
 }
 
-/// The lists hold at most `(IA32_VMX_MISC[27:25] + 1) * 512` entries; more are a failure at the
-/// first that is too many, as KVM has it.
+/// How many entries a list may hold; more are a failure at the first that is too many, as KVM has it.
 fn capacity(cpu: &Cpu) -> u32 {
-    let misc = cpu.model.vmx_msrs[capability_msr::MISC];
-    ((misc >> 25 & 7) as u32 + 1) * 512
+    Capability::from(&*cpu.model).msr_list_limit()
 }
 
 fn read_entry(memory: &dyn GuestMemory, address: L1Phys, i: u32) -> Option<Entry> {
     let mut bytes = [0; ENTRY_SIZE as usize];
     memory.read(entry_address(address, i), &mut bytes).ok()?;
-    let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let word =
+        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     Some(Entry {
         index: word(0),
         reserved: word(4),
@@ -89,6 +88,8 @@ pub fn load_msrs(
             return Err(failed);
         }
         match msr::write(cpu, entry.index, entry.value).map_err(|_| failed)? {
+            // x2APIC registers outside x2APIC mode do not exist.
+            MsrEffect::Apic if entry.index != number::IA32_TSC_DEADLINE => return Err(failed),
             MsrEffect::Apic => effects.apic_write = Some((entry.index, entry.value)),
             MsrEffect::ApicBase(base) => effects.apic_base = Some(base),
             MsrEffect::Tsc => effects.tsc_moved = true,

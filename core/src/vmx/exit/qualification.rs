@@ -39,9 +39,10 @@ impl ControlRegisterAccess {
             Self::MovTo { cr, gpr } => (cr & 15) as u64 | (gpr as u64) << 8,
             Self::MovFrom { cr, gpr } => (cr & 15) as u64 | 1 << 4 | (gpr as u64) << 8,
             Self::Clts => 2 << 4,
-            Self::Lmsw { source, memory_operand } => {
-                3 << 4 | (memory_operand as u64) << 6 | (source as u64) << 16
-            }
+            Self::Lmsw {
+                source,
+                memory_operand,
+            } => 3 << 4 | (memory_operand as u64) << 6 | (source as u64) << 16,
         }
     }
 }

@@ -156,7 +156,10 @@ mod tests {
     #[test]
     fn reasons_ascend_and_are_unique() {
         assert!(ExitReason::ALL.is_sorted_by(|a, b| a.0 < b.0));
-        assert_eq!(ExitReason(0x8000_0021).name(), ExitReason::INVALID_GUEST_STATE.name());
+        assert_eq!(
+            ExitReason(0x8000_0021).name(),
+            ExitReason::INVALID_GUEST_STATE.name()
+        );
         assert_eq!(ExitReason(35).name(), None);
         assert_eq!(ExitReason(35).to_string(), "exit reason 35");
     }

@@ -4,7 +4,9 @@ use crate::cpu::{Activity, Cpu, Personality};
 use crate::paging::{PagingMode, mode_of};
 use crate::vmx::Field;
 use crate::vmx::controls::{EntryControls, ExitControls, Secondary};
-use crate::vmx::entry::{active_secondary, entry_controls, exit_controls, preemption_timer_to_save};
+use crate::vmx::entry::{
+    active_secondary, entry_controls, exit_controls, preemption_timer_to_save,
+};
 use crate::x86::control::efer;
 use crate::x86::{Gpr, Segment, msr};
 

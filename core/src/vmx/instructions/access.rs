@@ -3,13 +3,11 @@
 use super::{InstructionError, VmxResult};
 use crate::cpu::{Cpu, Personality};
 use crate::vmx::Field;
-use crate::vmx::entry::capability_msr;
+use crate::vmx::capability::Capability;
 use crate::vmx::vmcs12::Layout;
 
 /// No VMCS link pointer.
 const NO_LINK: u64 = u64::MAX;
-/// IA32_VMX_MISC bit 29: VMWRITE may write every field.
-const MISC_VMWRITE_ANY_FIELD: u64 = 1 << 29;
 /// Bits of an access-rights field that KVM keeps on VMWRITE, as some processors do.
 const ACCESS_RIGHTS_KEPT: u64 = 0x1_f0ff;
 
@@ -27,7 +25,7 @@ fn field_of(encoding: u64) -> Result<Field, VmxResult> {
 }
 
 /// The fields that the processor has.
-const fn layout(cpu: &Cpu) -> Layout {
+fn layout(cpu: &Cpu) -> Layout {
     match cpu.model.personality {
         Personality::Kvm => Layout::Linux6_1,
         Personality::Sdm => Layout::Extended,
@@ -63,8 +61,7 @@ pub fn vmwrite(cpu: &mut Cpu, encoding: u64, mut value: u64) -> VmxResult {
     if cpu.vmx.vmcs12.try_get(field, layout).is_none() {
         return UNSUPPORTED;
     }
-    let misc = cpu.model.vmx_msrs[capability_msr::MISC];
-    if field.is_read_only() && misc & MISC_VMWRITE_ANY_FIELD == 0 {
+    if field.is_read_only() && !Capability::from(&*cpu.model).vmwrite_any() {
         return VmxResult::FailValid(InstructionError::READ_ONLY_COMPONENT);
     }
     let is_access_rights = (Field::GUEST_ES_AR_BYTES..=Field::GUEST_TR_AR_BYTES).contains(&field);

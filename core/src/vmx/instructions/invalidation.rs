@@ -2,42 +2,39 @@
 
 use super::{InstructionError, VmxResult};
 use crate::cpu::{Cpu, Model};
-use crate::vmx::entry::capability_msr;
+use crate::vmx::capability::{Capability, ControlField, EptVpid};
 use crate::vmx::controls::Secondary;
 use crate::vmx::ept::eptp_is_valid;
 use crate::vmx::exit::Flush;
 use crate::x86::Exception;
 use crate::x86::cr_write::is_canonical;
 
-/// IA32_VMX_EPT_VPID_CAP: INVEPT is supported.
-const INVEPT: u64 = 1 << 20;
-/// IA32_VMX_EPT_VPID_CAP: the bit of INVEPT type 0; type 1 is the first that exists.
+/// The bit of INVEPT type 0 in IA32_VMX_EPT_VPID_CAP; type 1 is the first that exists.
 const INVEPT_TYPES_SHIFT: u32 = 24;
 /// INVEPT types 1 and 2.
 const INVEPT_TYPES: u64 = 0b110;
-/// IA32_VMX_EPT_VPID_CAP: INVVPID is supported.
-const INVVPID: u64 = 1 << 32;
-/// IA32_VMX_EPT_VPID_CAP: the bit of INVVPID type 0.
+/// The bit of INVVPID type 0 in IA32_VMX_EPT_VPID_CAP.
 const INVVPID_TYPES_SHIFT: u32 = 40;
 /// INVVPID types 0 to 3.
 const INVVPID_TYPES: u64 = 0b1111;
 
-const fn allows(model: &Model, control: Secondary) -> bool {
-    (model.vmx_msrs[capability_msr::PROCBASED_CTLS2] >> 32) as u32 & control.bits() != 0
+fn allows(model: &Model, control: Secondary) -> bool {
+    let allowed = Capability::from(model).allowed(ControlField::Secondary);
+    allowed.may_be_one & u64::from(control.bits()) != 0
 }
 
-const fn capabilities(model: &Model) -> u64 {
-    model.vmx_msrs[capability_msr::EPT_VPID_CAP]
+fn capabilities(model: &Model) -> EptVpid {
+    Capability::from(model).ept_vpid()
 }
 
 /// Whether INVEPT is there at all; it is #UD otherwise.
-pub(super) const fn invept_exists(model: &Model) -> bool {
-    allows(model, Secondary::ENABLE_EPT) && capabilities(model) & INVEPT != 0
+pub(super) fn invept_exists(model: &Model) -> bool {
+    allows(model, Secondary::ENABLE_EPT) && capabilities(model).contains(EptVpid::INVEPT)
 }
 
 /// Whether INVVPID is there at all; it is #UD otherwise.
-pub(super) const fn invvpid_exists(model: &Model) -> bool {
-    allows(model, Secondary::ENABLE_VPID) && capabilities(model) & INVVPID != 0
+pub(super) fn invvpid_exists(model: &Model) -> bool {
+    allows(model, Secondary::ENABLE_VPID) && capabilities(model).contains(EptVpid::INVVPID)
 }
 
 const fn has_type(types: u64, kind: u64) -> bool {
@@ -46,13 +43,13 @@ const fn has_type(types: u64, kind: u64) -> bool {
 
 /// The type is checked before the descriptor is read.
 pub(super) fn check_invept_type(cpu: &Cpu, kind: u64) -> Result<(), VmxResult> {
-    let types = capabilities(&cpu.model) >> INVEPT_TYPES_SHIFT & INVEPT_TYPES;
+    let types = capabilities(&cpu.model).bits() >> INVEPT_TYPES_SHIFT & INVEPT_TYPES;
     check_type(cpu, types, kind)
 }
 
 /// The type is checked before the descriptor is read.
 pub(super) fn check_invvpid_type(cpu: &Cpu, kind: u64) -> Result<(), VmxResult> {
-    let types = capabilities(&cpu.model) >> INVVPID_TYPES_SHIFT & INVVPID_TYPES;
+    let types = capabilities(&cpu.model).bits() >> INVVPID_TYPES_SHIFT & INVVPID_TYPES;
     check_type(cpu, types, kind)
 }
 
@@ -80,7 +77,7 @@ pub fn invept(cpu: &Cpu, kind: u64, descriptor: [u64; 2]) -> (VmxResult, Flush) 
     let eptp = descriptor[0];
     let width = cpu.model.physical_address_width;
     match kind {
-        1 if eptp_is_valid(eptp, capabilities(&cpu.model), width) => {
+        1 if eptp_is_valid(eptp, capabilities(&cpu.model).bits(), width) => {
             (VmxResult::Succeed, Flush::Eptp(eptp & !0xfff))
         }
         1 => (invalid_operand(cpu), Flush::None),

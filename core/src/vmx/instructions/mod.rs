@@ -5,12 +5,17 @@
 //! of the functions here does the work and says how it ended; [`complete`] applies that to RFLAGS,
 //! RIP and the VM-instruction error.
 
+// How an instruction ends is returned once per instruction, and nothing may be allocated for it.
+#![allow(clippy::result_large_err)]
+
 mod access;
 mod conventions;
 mod error;
 mod execution;
 mod invalidation;
 mod pointer;
+#[cfg(test)]
+mod tests;
 mod vmfunc;
 mod vmxon;
 

@@ -7,8 +7,8 @@ use super::{InstructionError, VmxResult};
 use crate::addr::{L1Phys, PAGE_SIZE};
 use crate::cpu::{Cpu, Model};
 use crate::memory::GuestMemory;
+use crate::vmx::capability::{Capability, ControlField};
 use crate::vmx::controls::Secondary;
-use crate::vmx::entry::capability_msr;
 
 /// Bit 31 of a VMCS's first word: shadow-VMCS indicator.
 const SHADOW_INDICATOR: u32 = 1 << 31;
@@ -29,15 +29,10 @@ pub(crate) const fn physical_address_is_valid(model: &Model, address: L1Phys) ->
     }
 }
 
-/// VMCS revision identifier: bits 30:0 of IA32_VMX_BASIC.
-pub(crate) const fn revision(model: &Model) -> u32 {
-    model.vmx_msrs[capability_msr::BASIC] as u32 & !SHADOW_INDICATOR
-}
-
 /// Whether the processor lets VMCS shadowing be enabled.
-const fn has_vmcs_shadowing(model: &Model) -> bool {
-    let allowed1 = (model.vmx_msrs[capability_msr::PROCBASED_CTLS2] >> 32) as u32;
-    allowed1 & Secondary::VMCS_SHADOWING.bits() != 0
+const fn has_vmcs_shadowing(capability: Capability<'_>) -> bool {
+    let allowed = capability.allowed(ControlField::Secondary).may_be_one;
+    allowed & Secondary::VMCS_SHADOWING.bits() as u64 != 0
 }
 
 /// Writes the cached vmcs12 out and leaves no VMCS current. Where there is no RAM the write is lost.
@@ -79,10 +74,11 @@ pub fn vmptrld(cpu: &mut Cpu, memory: &dyn GuestMemory, pointer: u64) -> VmxResu
     }
     // A region outside RAM reads as all ones, which is no revision identifier.
     let header = memory.read_u32(pointer).unwrap_or(u32::MAX);
+    let capability = Capability::from(&*cpu.model);
     let is_shadow = header & SHADOW_INDICATOR != 0;
     let mut bytes = [0; 4096];
-    if header & !SHADOW_INDICATOR != revision(&cpu.model)
-        || is_shadow && !has_vmcs_shadowing(&cpu.model)
+    if header & !SHADOW_INDICATOR != capability.revision()
+        || is_shadow && !has_vmcs_shadowing(capability)
         || memory.read(pointer, &mut bytes).is_err()
     {
         return VmxResult::fail(cpu, InstructionError::VMPTRLD_INCORRECT_REVISION);

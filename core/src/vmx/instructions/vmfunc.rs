@@ -4,11 +4,12 @@ use super::{InstructionError, Operands, VmxResult};
 use crate::addr::L1Phys;
 use crate::cpu::{Cpu, Personality};
 use crate::memory::GuestMemory;
+use crate::vmx::Field;
+use crate::vmx::capability::Capability;
 use crate::vmx::controls::Secondary;
-use crate::vmx::entry::{active_secondary, capability_msr};
+use crate::vmx::entry::active_secondary;
 use crate::vmx::ept::eptp_is_valid;
 use crate::vmx::exit::{ExitReason, Flush, VmExit};
-use crate::vmx::Field;
 use crate::x86::{Exception, Gpr};
 
 /// Number of EPTPs in an EPTP list.
@@ -43,7 +44,7 @@ fn switch_eptp(cpu: &mut Cpu, memory: &dyn GuestMemory) -> Option<Flush> {
     if eptp == cpu.vmx.vmcs12.get(Field::EPT_POINTER) {
         return Some(Flush::None);
     }
-    let capabilities = cpu.model.vmx_msrs[capability_msr::EPT_VPID_CAP];
+    let capabilities = Capability::from(&*cpu.model).ept_vpid().bits();
     if !eptp_is_valid(eptp, capabilities, cpu.model.physical_address_width) {
         return None;
     }
@@ -51,7 +52,11 @@ fn switch_eptp(cpu: &mut Cpu, memory: &dyn GuestMemory) -> Option<Flush> {
     // Combined mappings are tagged with the EPTP, so that none of the new one is stale; without a
     // VPID the engine's cache of the current address space is.
     let has_vpid = active_secondary(&cpu.vmx.vmcs12).contains(Secondary::ENABLE_VPID);
-    Some(if has_vpid { Flush::None } else { Flush::Vpid(0) })
+    Some(if has_vpid {
+        Flush::None
+    } else {
+        Flush::Vpid(0)
+    })
 }
 
 /// Hypercall numbers and errors of KVM (`Documentation/virt/kvm/x86/hypercalls.rst`).

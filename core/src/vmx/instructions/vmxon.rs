@@ -1,12 +1,12 @@
 //! VMXON and VMXOFF (SDM Vol. 3C "VMXON", "VMXOFF").
 
-use super::pointer::{page_address_is_valid, revision};
+use super::pointer::page_address_is_valid;
 use super::{InstructionError, VmxResult};
 use crate::addr::L1Phys;
 use crate::cpu::Cpu;
 use crate::memory::GuestMemory;
 use crate::vmx::VmxState;
-use crate::vmx::entry::capability_msr;
+use crate::vmx::capability::Capability;
 use crate::x86::Exception;
 use crate::x86::control::cr4;
 
@@ -22,17 +22,10 @@ pub(super) fn check(cpu: &Cpu) -> Result<(), VmxResult> {
         return Err(VmxResult::fail(cpu, InstructionError::VMXON_IN_ROOT));
     }
     // "Restrictions on VMX Operation": bits that are fixed to 0 or 1.
-    let fixed = |value, fixed0, fixed1| value & fixed0 == fixed0 && value & !fixed1 == 0;
-    let msrs = &cpu.model.vmx_msrs;
-    let allowed = fixed(
-        cpu.sregs.cr0,
-        msrs[capability_msr::CR0_FIXED0],
-        msrs[capability_msr::CR0_FIXED1],
-    ) && fixed(
-        cpu.sregs.cr4,
-        msrs[capability_msr::CR4_FIXED0],
-        msrs[capability_msr::CR4_FIXED1],
-    ) && cpu.msrs.feature_control & FEATURE_CONTROL_NEEDED == FEATURE_CONTROL_NEEDED;
+    let capability = Capability::from(&*cpu.model);
+    let allowed = capability.cr0().permits(cpu.sregs.cr0)
+        && capability.cr4().permits(cpu.sregs.cr4)
+        && cpu.msrs.feature_control & FEATURE_CONTROL_NEEDED == FEATURE_CONTROL_NEEDED;
     if allowed {
         Ok(())
     } else {
@@ -52,7 +45,7 @@ pub fn vmxon(cpu: &mut Cpu, memory: &dyn GuestMemory, pointer: u64) -> VmxResult
         return VmxResult::FailInvalid;
     }
     // Bit 31 of the region's first word must be clear, so the whole word is compared.
-    if memory.read_u32(pointer) != Ok(revision(&cpu.model)) {
+    if memory.read_u32(pointer) != Ok(Capability::from(&*cpu.model).revision()) {
         return VmxResult::FailInvalid;
     }
     cpu.vmx = VmxState {

@@ -1,0 +1,153 @@
+//! Backends by name: `soft`, `kvm`, `remote:ADDRESS`, `lab[:KERNEL]`.
+
+use crate::{lab, output};
+use anyhow::{Context, bail};
+use nvmx_core::vcpu::{Vm, VmConfig};
+use nvmx_kvm::KvmVm;
+use nvmx_lab::{Kernel, Lab};
+use nvmx_remote::{RemoteVm, transport};
+use std::fmt;
+use std::str::FromStr;
+
+/// A backend as written on the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Spec {
+    /// The software model.
+    Soft,
+    /// /dev/kvm.
+    Kvm,
+    /// An agent at a TCP address.
+    Remote(String),
+    /// Real KVM inside an emulated machine; the default kernel if none is named.
+    Lab(Option<Kernel>),
+}
+
+impl FromStr for Spec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "soft" => Ok(Self::Soft),
+            None if text == "kvm" => Ok(Self::Kvm),
+            None if text == "lab" => Ok(Self::Lab(None)),
+            Some(("lab", kernel)) => kernel
+                .parse()
+                .map(|kernel| Self::Lab(Some(kernel)))
+                .map_err(|e: nvmx_lab::config::UnknownKernel| e.to_string()),
+            Some(("remote", address)) => match transport::tcp_address(address) {
+                Some(_) => Ok(Self::Remote(address.into())),
+                None => Err(format!("{address:?} is no address; write remote:HOST:PORT")),
+            },
+            _ => Err("known are soft, kvm, remote:HOST:PORT, lab, lab:6.1 and lab:6.12".into()),
+        }
+    }
+}
+
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Soft => f.write_str("soft"),
+            Self::Kvm => f.write_str("kvm"),
+            Self::Remote(address) => write!(f, "remote:{address}"),
+            Self::Lab(None) => f.write_str("lab"),
+            Self::Lab(Some(kernel)) => write!(f, "lab:{kernel}"),
+        }
+    }
+}
+
+/// A machine, and what must live as long as it.
+pub(crate) struct Machine {
+    /// The machine. Before the lab that it is in: it is dropped first.
+    pub(crate) vm: Box<dyn Vm>,
+    /// Kernel that KVM is in, where we know it.
+    pub(crate) kernel: Option<String>,
+    _lab: Option<Lab>,
+}
+
+impl Machine {
+    fn new(vm: impl Vm + 'static) -> Self {
+        Self {
+            vm: Box::new(vm),
+            kernel: None,
+            _lab: None,
+        }
+    }
+}
+
+/// Makes a machine on a backend.
+pub(crate) fn open(spec: &Spec, config: &VmConfig) -> anyhow::Result<Machine> {
+    open_inner(spec, config).with_context(|| format!("backend {spec}"))
+}
+
+fn open_inner(spec: &Spec, config: &VmConfig) -> anyhow::Result<Machine> {
+    match spec {
+        Spec::Soft => soft(config),
+        Spec::Kvm => {
+            let mut machine = Machine::new(KvmVm::new(config)?);
+            machine.kernel = host_kernel();
+            Ok(machine)
+        }
+        Spec::Remote(address) => Ok(Machine::new(connect(address, config)?)),
+        Spec::Lab(kernel) => {
+            // `nvmx lab run` and `nvmx lab up` leave a lab open for others.
+            if let Some(address) = lab::running(*kernel) {
+                return Ok(Machine::new(connect(&address, config)?));
+            }
+            let bar = output::spinner("starting the lab");
+            let mut lab = lab::start(*kernel, &bar)?;
+            bar.finish_and_clear();
+            let vm = RemoteVm::connect(lab.stream(), "the lab".into(), config)?;
+            Ok(Machine {
+                vm: Box::new(vm),
+                kernel: Some(lab.kernel_version().to_owned()),
+                _lab: Some(lab),
+            })
+        }
+    }
+}
+
+fn connect(address: &str, config: &VmConfig) -> anyhow::Result<RemoteVm> {
+    let stream = transport::connect_tcp(address, transport::SILENCE)?;
+    Ok(RemoteVm::connect(stream, address.to_owned(), config)?)
+}
+
+fn host_kernel() -> Option<String> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    Some(format!("Linux {}", release.trim()))
+}
+
+#[cfg(feature = "soft")]
+fn soft(config: &VmConfig) -> anyhow::Result<Machine> {
+    Ok(Machine::new(nvmx_soft::SoftVm::new(config)?))
+}
+
+#[cfg(not(feature = "soft"))]
+fn soft(_config: &VmConfig) -> anyhow::Result<Machine> {
+    bail!("this nvmx was built without it; build with the cargo feature `soft`")
+}
+
+/// Bytes of RAM that `--memory` asks for, in MiB.
+pub(crate) fn config(memory_mib: u64) -> anyhow::Result<VmConfig> {
+    if !(1..=65536).contains(&memory_mib) {
+        bail!("--memory {memory_mib}: between 1 and 65536 MiB are possible");
+    }
+    Ok(VmConfig {
+        memory_size: memory_mib << 20,
+        vcpus: 1,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back_as_they_are_written() {
+        for text in ["soft", "kvm", "lab", "lab:6.1", "lab:6.12", "remote:host:1"] {
+            assert_eq!(text.parse::<Spec>().unwrap().to_string(), text);
+        }
+        for text in ["", "qemu", "lab:5.0", "remote:", "remote:host", "soft:1", "remote:h:99999"] {
+            assert!(text.parse::<Spec>().is_err(), "{text}");
+        }
+    }
+}

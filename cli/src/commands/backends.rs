@@ -1,0 +1,71 @@
+//! `nvmx backends`
+
+use crate::args::Backends;
+use crate::backend::{self, Spec};
+use crate::{SAME, output};
+use nvmx_core::vcpu::{Capabilities, VmConfig};
+use serde::Serialize;
+use std::fmt::Write;
+
+#[derive(Serialize)]
+struct Entry {
+    backend: String,
+    available: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    capabilities: Option<Capabilities>,
+}
+
+pub(crate) fn run(options: &Backends) -> anyhow::Result<u8> {
+    let specs = match &options.backend {
+        Some(spec) => vec![spec.clone()],
+        None => vec![Spec::Soft, Spec::Kvm],
+    };
+    let entries: Vec<_> = specs.iter().map(ask).collect();
+    if options.json {
+        output::print_json(&entries)?;
+    } else {
+        let mut text: String = entries.iter().map(describe).collect();
+        if options.backend.is_none() {
+            text.push_str("remote:HOST:PORT and lab[:6.1|:6.12] are asked with --backend\n");
+        }
+        output::print(&output::highlight(&text))?;
+    }
+    Ok(SAME)
+}
+
+fn ask(spec: &Spec) -> Entry {
+    match backend::open(spec, &VmConfig::default()) {
+        Ok(machine) => Entry {
+            backend: spec.to_string(),
+            available: true,
+            error: None,
+            capabilities: Some(machine.vm.capabilities().clone()),
+        },
+        Err(error) => Entry {
+            backend: spec.to_string(),
+            available: false,
+            error: Some(format!("{error:#}")),
+            capabilities: None,
+        },
+    }
+}
+
+fn describe(entry: &Entry) -> String {
+    let mut text = String::new();
+    let about = match (&entry.capabilities, &entry.error) {
+        (Some(capabilities), _) => capabilities.description.as_str(),
+        (None, Some(error)) => error.as_str(),
+        (None, None) => "",
+    };
+    let _ = writeln!(text, "{}: {about}", entry.backend);
+    for (capability, state) in entry.capabilities.iter().flat_map(|c| &c.entries) {
+        let (word, note) = match state {
+            Ok(note) => ("yes", note),
+            Err(reason) => ("no ", reason),
+        };
+        let _ = writeln!(text, "  {:<19} {word} {note}", format!("{capability:?}"));
+    }
+    text
+}

@@ -1,0 +1,151 @@
+//! What the rules look at, and the questions that many of them ask.
+
+use crate::addr::L1Phys;
+use crate::cpu::{Model, Personality};
+use crate::memory::GuestMemory;
+use crate::vmx::capability::{Capability, ControlField};
+use crate::vmx::controls::{EntryControls, ExitControls, PinBased, Primary, Secondary};
+use crate::vmx::entry::{active_secondary, entry_controls, exit_controls, pin_based, primary};
+use crate::vmx::instructions::{page_address_is_valid, physical_address_is_valid};
+use crate::vmx::{Field, Vmcs12};
+use crate::x86::control::efer;
+use crate::x86::cpuid;
+use crate::x86::cr_write::is_canonical;
+
+/// What the checks look at beside the vmcs12.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// The vmcs12.
+    pub vmcs12: &'a Vmcs12,
+    /// Capabilities, widths and CPUID of L1's processor.
+    pub model: &'a Model,
+    /// L1's memory.
+    pub memory: &'a dyn GuestMemory,
+    /// Where the vmcs12 is; `None` if that is not known.
+    pub current: Option<L1Phys>,
+    /// IA32_EFER.LMA of L1 when it executes the instruction.
+    pub l1_long_mode: bool,
+    /// In SMM.
+    pub smm: bool,
+}
+
+impl Context<'_> {
+    pub(super) fn get(&self, field: Field) -> u64 {
+        self.vmcs12.get(field)
+    }
+
+    pub(super) fn pin(&self, control: PinBased) -> bool {
+        pin_based(self.vmcs12).contains(control)
+    }
+
+    pub(super) fn primary(&self, control: Primary) -> bool {
+        primary(self.vmcs12).contains(control)
+    }
+
+    pub(super) fn secondary(&self, control: Secondary) -> bool {
+        active_secondary(self.vmcs12).contains(control)
+    }
+
+    pub(super) fn exit(&self, control: ExitControls) -> bool {
+        exit_controls(self.vmcs12).contains(control)
+    }
+
+    pub(super) fn entry(&self, control: EntryControls) -> bool {
+        entry_controls(self.vmcs12).contains(control)
+    }
+
+    /// "IA-32e mode guest".
+    pub(super) fn ia32e_guest(&self) -> bool {
+        self.entry(EntryControls::IA32E_MODE_GUEST)
+    }
+
+    pub(super) fn unrestricted(&self) -> bool {
+        self.secondary(Secondary::UNRESTRICTED_GUEST)
+    }
+
+    pub(super) fn capability(&self) -> Capability<'_> {
+        Capability::from(self.model)
+    }
+
+    /// A control field against its capability MSR.
+    pub(super) fn control_allowed(&self, field: Field, control: ControlField) -> bool {
+        let allowed = self.capability().allowed(control);
+        allowed.permits(self.get(field))
+    }
+
+    /// Whether the field holds the address of a 4-KiB structure.
+    pub(super) fn page(&self, field: Field) -> bool {
+        page_address_is_valid(self.model, L1Phys(self.get(field)))
+    }
+
+    /// Whether the address has no bits beyond the physical-address width.
+    pub(super) fn in_width(&self, address: u64) -> bool {
+        physical_address_is_valid(self.model, L1Phys(address))
+    }
+
+    pub(super) fn canonical(&self, field: Field) -> bool {
+        self.canonical_value(self.get(field))
+    }
+
+    pub(super) fn canonical_value(&self, address: u64) -> bool {
+        let width = match self.model.linear_address_width {
+            0 => 48,
+            width => width,
+        };
+        is_canonical(address, width)
+    }
+
+    /// An MSR list of `count` 16-byte entries: aligned, in the physical-address width to its end.
+    pub(super) fn msr_list(&self, address: Field, count: Field) -> bool {
+        let (address, count) = (self.get(address), self.get(count));
+        let last = address.wrapping_add(count * 16).wrapping_sub(1);
+        count == 0 || address & 15 == 0 && self.in_width(address) && self.in_width(last)
+    }
+
+    /// Bits reserved in IA32_EFER.
+    pub(super) fn efer_reserved(&self) -> u64 {
+        let edx = cpuid::lookup(&self.model.cpuid, 0x8000_0001, 0)[3];
+        let mut known = efer::SCE;
+        if edx & 1 << 20 != 0 {
+            known |= efer::NXE;
+        }
+        if edx & 1 << 29 != 0 {
+            known |= efer::LME | efer::LMA;
+        }
+        !known
+    }
+
+    /// Bits reserved in IA32_PERF_GLOBAL_CTRL, from CPUID leaf 0AH.
+    pub(super) fn perf_global_ctrl_reserved(&self) -> u64 {
+        let [eax, _, _, edx] = cpuid::lookup(&self.model.cpuid, 0xa, 0);
+        let (version, general, fixed) = (eax & 0xff, eax >> 8 & 0xff, edx & 0x1f);
+        if version < 2 {
+            return u64::MAX;
+        }
+        let general = (1_u64 << general.min(32)) - 1;
+        !(general | ((1 << fixed) - 1) << 32)
+    }
+
+    /// Bits reserved in IA32_DEBUGCTL. KVM's answer has no LBRs: BTF and LBR pass and are dropped.
+    pub(super) fn debugctl_reserved(&self) -> u64 {
+        const LBR_AND_BTF: u64 = 0b11;
+        match self.model.personality {
+            Personality::Kvm => !LBR_AND_BTF,
+            // LBR, BTF, TR, BTS, BTINT, BTS_OFF_OS, BTS_OFF_USR, FREEZE_LBRS_ON_PMI,
+            // FREEZE_PERFMON_ON_PMI, UNCORE_PMI_EN, FREEZE_WHILE_SMM, RTM_DEBUG.
+            Personality::Sdm => !0xffc3,
+        }
+    }
+}
+
+/// Whether each byte of an IA32_PAT value is a memory type: UC, WC, WT, WP, WB, UC-.
+pub(super) fn pat_is_valid(pat: u64) -> bool {
+    pat.to_le_bytes()
+        .iter()
+        .all(|memory_type| matches!(memory_type, 0 | 1 | 4..=7))
+}
+
+/// `a` implies `b`.
+pub(super) const fn implies(a: bool, b: bool) -> bool {
+    !a || b
+}
