@@ -95,11 +95,6 @@ impl Situation<'_> {
         let in_segments = self.name.starts_with("sregs.") || self.name.contains("vmcs12.GUEST_");
         in_segments && suffixes.iter().any(|suffix| self.name.ends_with(suffix))
     }
-
-    fn in_guest_mode(&self) -> bool {
-        self.both("nested.flags")
-            .is_some_and(|(a, b)| a & b & 1 != 0)
-    }
 }
 
 /// One known divergence.
@@ -277,13 +272,6 @@ pub const POLICIES: &[Policy] = &[
         paths: &["msrs.*"],
         when: |s| s.left.is_none() || s.right.is_none(),
         reason: "only one backend has this MSR in its list",
-    },
-    Policy {
-        id: "run-pending-size",
-        class: Class::Explained,
-        paths: &["nested.size"],
-        when: |s| !s.in_guest_mode() && s.both("nested.vmcs12_pa").is_some_and(|(a, b)| a == b),
-        reason: "outside guest mode a shadow vmcs12 is not part of the state, whatever room there is for it",
     },
 ];
 

@@ -27,6 +27,9 @@ const LAST_LOOK: Duration = Duration::from_millis(16);
 /// A single step that takes longer has run away.
 const STEP_LIMIT: Duration = Duration::from_secs(1);
 
+/// Traps in a row that moved no register before a step is believed to be one.
+const SPURIOUS_TRAPS: usize = 16;
+
 /// How one KVM_RUN ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Entered {
@@ -286,8 +289,18 @@ impl KvmVcpu {
             // DR7: G0, executed instruction, one byte (SDM Vol. 3B "Debug Control Register").
             debug.arch.debugreg[7] = 0x402;
         }
+        let before = self.regs()?;
         self.guest_debug(&debug)?;
-        let result = self.enter_step();
+        let mut result = self.enter_step();
+        // A host whose own VMX is emulated (Bochs) also traps behind an exit that completed nothing
+        // (an EPT violation of the fetch). An instruction that really jumps to itself changes
+        // nothing, however often it runs.
+        for _ in 0..SPURIOUS_TRAPS {
+            if !matches!(result, Ok(Exit::Stepped)) || self.regs()? != before {
+                break;
+            }
+            result = self.enter_step();
+        }
         // Taken back at once, so that TF never shows in a captured vmcs12.
         self.guest_debug(&kvm_guest_debug::default())?;
         result

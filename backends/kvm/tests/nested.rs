@@ -138,7 +138,8 @@ fn states_go_in_and_come_out_as_a_fixed_point() {
     }
     vcpu.set_nested_state(&NestedState::default()).unwrap();
     assert_eq!(vcpu.nested_state().unwrap().vmxon_pa(), None);
-    assert_eq!(rip(vcpu), L1_RIP, "leaving L2 took no register along");
+    // Not L1's host state, which the kernel loads when it is made to leave L2.
+    assert_eq!(rip(vcpu), GUEST_RIP, "the registers are the caller's");
 }
 
 #[test]
@@ -319,7 +320,8 @@ fn run_pending_is_searched_for() {
         assert!(state.guest_mode());
         // It goes in again, and the guest goes on.
         vcpu.set_nested_state(&state).unwrap();
-        assert_eq!(vcpu.nested_state().unwrap().to_bytes(), state.to_bytes());
+        // The exit information of the vmcs12 comes from the processor and may differ.
+        assert_eq!(vcpu.nested_state().unwrap().header(), state.header());
     }
     let short = Budget::time(Duration::from_millis(20));
     assert_eq!(vcpu.run(short).unwrap(), Exit::Budget);

@@ -219,11 +219,7 @@ fn read_gate<L: LinearMemory + ?Sized>(
     let offset = match size {
         2 => u64::from(low),
         4 => u64::from(low) | u64::from(middle) << 16,
-        _ => {
-            u64::from(low)
-                | u64::from(middle) << 16
-                | (entry >> 64 & 0xffff_ffff) as u64 * (1 << 32)
-        }
+        _ => u64::from(low) | u64::from(middle) << 16 | ((entry >> 64) as u64) << 32,
     };
     Ok(Gate {
         selector: (entry >> 16) as u16,

@@ -115,11 +115,13 @@ fn protected_gate(flat: &Flat, vector: u64, selector: u64, rights: u64) {
 
 /// 64-bit mode at this privilege level, RSP 0x9008, RIP 0x5000.
 fn long_mode(cpl: u8) -> Cpu {
-    let mut cpu = Cpu::default();
-    cpu.regs = Regs {
-        rip: 0x5000,
-        rflags: 0x4302, // NT, IF, TF
-        ..Regs::default()
+    let mut cpu = Cpu {
+        regs: Regs {
+            rip: 0x5000,
+            rflags: 0x4302, // NT, IF, TF
+            ..Regs::default()
+        },
+        ..Cpu::default()
     };
     cpu.regs.set(Gpr::Rsp, 0x9008);
     let user = cpl == 3;
@@ -235,7 +237,8 @@ fn faults_of_delivery_in_64_bit_mode() {
     type Change = fn(&mut Cpu, &mut Flat);
     let plain: Change = |_, _| {};
     // Gate selector, rights, IST, CPL, kind, change, vector, error code. The vector is 0x20.
-    let rows: &[(u64, u64, u64, u8, EventKind, Change, u8, u32)] = &[
+    type Row = (u64, u64, u64, u8, EventKind, Change, u8, u32);
+    let rows: &[Row] = &[
         (
             8,
             0x8e,

@@ -114,18 +114,7 @@ fn nmi(p: &mut Program) -> Result<(), BuildError> {
     p.run_until(reason::EXCEPTION_OR_NMI)?;
     p.expect_field(field::EXIT_INTERRUPTION, 0x8000_0202)?;
     p.checkpoint(4)?;
-    // IRET ends the blocking (SDM "Handling Multiple NMIs"): L1 returns to itself.
-    let mut after = p.a.create_label();
-    p.a.mov(rcx, rsp)?;
-    p.a.push(i32::from(map::selector::DATA))?;
-    p.a.push(rcx)?;
-    p.a.pushfq()?;
-    p.a.push(i32::from(map::selector::CODE))?;
-    p.a.lea(rax, ptr(after))?;
-    p.a.push(rax)?;
-    p.a.iretq()?;
-    p.a.set_label(&mut after)?;
-    p.a.xor(eax, eax)?;
+    p.unblock_nmis()?;
     p.run_until(reason::VMCALL)?;
     p.checkpoint(5)
 }

@@ -114,8 +114,9 @@ fn instructions(p: &mut Program) -> Result<(), BuildError> {
         a.pause()?;
         a.sgdt(ptr(map::L2_VARS))?;
         a.sidt(ptr(rsp - 16))?;
-        a.sldt(eax)?;
-        a.str(eax)?;
+        // In memory: with a register operand the exit qualification would be undefined.
+        a.sldt(word_ptr(map::L2_VARS))?;
+        a.str(word_ptr(map::L2_VARS))?;
         a.wbinvd()?;
         a.vmcall()
     })?;

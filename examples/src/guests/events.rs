@@ -125,6 +125,7 @@ fn nmi(p: &mut Program) -> Result<(), BuildError> {
         ..virtual_nmis
     })?;
     p.run_until(reason::VMCALL)?;
+    p.unblock_nmis()?;
     p.checkpoint(7)
 }
 

@@ -63,16 +63,17 @@ fn build(params: Params) -> Result<Image, BuildError> {
         a.out(dx, eax)?;
         a.pop(rax)?;
         a.vmcall()?;
-        // These exit: the fields are closed.
+        // These exit: the fields are closed. With a register operand the exit qualification would be
+        // undefined, so the operands are in memory.
+        let operand = qword_ptr(map::L2_VARS);
         a.mov(ecx, CLOSED)?;
-        a.vmread(rax, rcx)?;
-        a.vmwrite(rcx, rbx)?;
+        a.vmread(operand, rcx)?;
+        a.vmwrite(rcx, operand)?;
         a.mov(ecx, READABLE)?;
-        a.vmwrite(rcx, rbx)?;
-        // A field that does not exist is VMfailValid(12), with the error in the shadow VMCS; the
-        // encoding has bits beyond 14 set, which always exits.
+        a.vmwrite(rcx, operand)?;
+        // Bits beyond 14 of the encoding always exit.
         a.mov(ecx, 0x1_681e)?;
-        a.vmread(rax, rcx)?;
+        a.vmread(operand, rcx)?;
         a.vmxon(qword_ptr(map::L2_VARS))?;
         a.hlt()
     })?;

@@ -120,6 +120,8 @@ impl Program {
         program.a.xor(r15d, r15d)?;
         program.a.set_label(&mut program.iteration)?;
         program.a.zero_bytes()?;
+        // Bochs 2.7 keeps NMIs blocked from one guest to the next, until an IRET: start from the same.
+        program.unblock_nmis()?;
         Ok(program)
     }
 
@@ -308,6 +310,23 @@ impl Program {
         self.a.sti()?;
         self.a.nop()?;
         self.a.cli()?;
+        Ok(())
+    }
+
+    /// Executes an IRET to the next instruction, which ends blocking by NMI (SDM Vol. 3A "Handling
+    /// Multiple NMIs").
+    pub fn unblock_nmis(&mut self) -> Built {
+        let mut after = self.a.create_label();
+        self.a.mov(rcx, rsp)?;
+        self.a.push(i32::from(map::selector::DATA))?;
+        self.a.push(rcx)?;
+        self.a.pushfq()?;
+        self.a.push(i32::from(map::selector::CODE))?;
+        self.a.lea(rax, ptr(after))?;
+        self.a.push(rax)?;
+        self.a.iretq()?;
+        self.a.set_label(&mut after)?;
+        self.a.xor(eax, eax)?;
         Ok(())
     }
 

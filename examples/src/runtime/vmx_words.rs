@@ -262,6 +262,6 @@ fn exit_information(exit_reason: u32) -> &'static [u32] {
                 EXIT_INSTRUCTION_INFORMATION,
             ]
         }
-        _ => &[EXIT_QUALIFICATION, GUEST_RIP, EXIT_INSTRUCTION_LENGTH],
+        _ => &[EXIT_QUALIFICATION, GUEST_RIP, EXIT_INSTRUCTION_LENGTH, GUEST_INTERRUPTIBILITY],
     }
 }

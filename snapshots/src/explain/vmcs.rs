@@ -85,11 +85,13 @@ fn entry(vmcs: &Vmcs12, nested: &NestedState) -> Section {
     let pending = nested.flags().contains(Flags::RUN_PENDING);
     section.add("entry pending", if pending { "yes" } else { "no" });
     let launched = if vmcs.launch_state_raw() == 0 { "clear" } else { "launched" };
-    section.note(
-        "launch state",
-        launched,
-        if vmcs.launch_state_raw() == 0 { "VMLAUNCH may enter" } else { "VMRESUME may enter" },
-    );
+    let meaning = match (nested.guest_mode(), vmcs.launch_state_raw()) {
+        (true, 0) => "KVM marks it launched at the VM exit",
+        (true, _) => "",
+        (false, 0) => "VMLAUNCH may enter",
+        (false, _) => "VMRESUME may enter",
+    };
+    section.note("launch state", launched, meaning);
     let information = vmcs.get(Field::VM_ENTRY_INTR_INFO_FIELD);
     let code = vmcs.get(Field::VM_ENTRY_EXCEPTION_ERROR_CODE);
     match qualification::interruption(information, code) {

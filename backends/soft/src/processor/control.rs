@@ -43,19 +43,13 @@ impl Processor {
         }
         let ept = self.regime.ept.clone();
         let effect = match number {
-            0 => {
-                let value = if self.in_l2() { self.intercepts.merged_cr0(self.cpu.sregs.cr0, value) } else { value };
-                cr_write::write_cr0(&mut self.cpu, &self.ram, ept.as_ref(), value)
-            }
+            0 => cr_write::write_cr0(&mut self.cpu, &self.ram, ept.as_ref(), value),
             2 => {
                 self.cpu.sregs.cr2 = value;
                 return Ok(Done::Retired);
             }
             3 => cr_write::write_cr3(&mut self.cpu, &self.ram, ept.as_ref(), value),
-            4 => {
-                let value = if self.in_l2() { self.intercepts.merged_cr4(self.cpu.sregs.cr4, value) } else { value };
-                cr_write::write_cr4(&mut self.cpu, &self.ram, ept.as_ref(), value)
-            }
+            4 => cr_write::write_cr4(&mut self.cpu, &self.ram, ept.as_ref(), value),
             8 => return self.write_cr8(value, instruction),
             _ => return Err(Exception::UNDEFINED.into()),
         };
@@ -141,12 +135,7 @@ impl Processor {
         } else {
             (decode::read_register(&self.cpu, instruction.op0_register()).unwrap_or(0) as u16, None)
         };
-        let mut source = source;
-        if self.in_l2() {
-            self.exit_if(self.intercepts.lmsw(source, address, instruction.len() as u32))?;
-            let value = self.cpu.sregs.cr0 & !15 | u64::from(source & 15);
-            source = (self.intercepts.merged_cr0(self.cpu.sregs.cr0, value) & 15) as u16;
-        }
+        self.exit_if(self.intercepts.lmsw(source, address, instruction.len() as u32))?;
         let ept = self.regime.ept.clone();
         let effect = cr_write::lmsw(&mut self.cpu, &self.ram, ept.as_ref(), source);
         self.apply(effect)

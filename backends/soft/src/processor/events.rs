@@ -60,6 +60,11 @@ impl Processor {
             self.exit_to_l1(&exit);
             return None;
         }
+        // Only what comes up here: an event that VM entry injects has CR2 and DR6 set by L1.
+        if event.kind == EventKind::HardwareException {
+            let exception = Exception { vector: event.vector, error_code: event.error_code, payload: event.payload };
+            delivery::apply_payload(&mut self.cpu, &exception);
+        }
         self.deliver(event)
     }
 
@@ -71,10 +76,6 @@ impl Processor {
     pub(super) fn deliver(&mut self, first: Event) -> Option<Exit> {
         let mut event = first;
         loop {
-            if event.kind == EventKind::HardwareException && (event.vector == Exception::PF || event.vector == Exception::DB) {
-                let exception = Exception { vector: event.vector, error_code: event.error_code, payload: event.payload };
-                delivery::apply_payload(&mut self.cpu, &exception);
-            }
             let fault = match self.try_deliver(&event) {
                 Ok(()) => {
                     self.cpu.injected = None;
@@ -111,6 +112,7 @@ impl Processor {
                                 self.exit_to_l1(&exit);
                                 return None;
                             }
+                            delivery::apply_payload(&mut self.cpu, &second);
                             event = next;
                         }
                         Combined::DoubleFault => {
@@ -128,6 +130,7 @@ impl Processor {
                                 self.exit_to_l1(&exit);
                                 return None;
                             }
+                            delivery::apply_payload(&mut self.cpu, &second);
                             event = double;
                         }
                         Combined::TripleFault => {

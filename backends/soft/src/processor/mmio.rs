@@ -7,7 +7,7 @@ use super::{Done, Outcome, PendingRead, Processor, Trap, unsupported};
 use crate::decode;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
-use nvmx_core::apic::ApicEffect;
+use nvmx_core::apic::{ApicEffect, Received};
 use nvmx_core::paging::{Access, AccessKind};
 use nvmx_core::vcpu::Exit;
 use nvmx_core::x86::Exception;
@@ -160,8 +160,16 @@ impl Processor {
     pub(super) fn apic_effect(&mut self, effect: ApicEffect) -> Result<(), Trap> {
         match effect {
             ApicEffect::None | ApicEffect::Timer | ApicEffect::EndOfInterrupt(_) => Ok(()),
-            // With one processor an IPI to others goes nowhere.
-            ApicEffect::Ipi(_) => Ok(()),
+            // One processor: an IPI reaches the sender, or nobody.
+            ApicEffect::Ipi(command) => match self.apic.receive(command, true) {
+                Received::Nothing | Received::Startup(_) => Ok(()),
+                Received::Nmi => {
+                    self.cpu.nmi_pending = (self.cpu.nmi_pending + 1).min(2);
+                    Ok(())
+                }
+                Received::Smi => Err(unsupported("SMI, SDM Vol. 3C \"System Management Mode\"")),
+                Received::Init => Err(unsupported("INIT to the sender, SDM Vol. 3A \"Processor Initialization\"")),
+            },
         }
     }
 

@@ -37,3 +37,13 @@ pub fn exit_controls(vmcs12: &Vmcs12) -> ExitControls {
 pub fn entry_controls(vmcs12: &Vmcs12) -> EntryControls {
     EntryControls::from_bits_retain(vmcs12.get32(Field::VM_ENTRY_CONTROLS))
 }
+
+/// The VPID that tags L2's translations; zero (root operation's) without "enable VPID".
+#[must_use]
+pub fn vpid(vmcs12: &Vmcs12) -> u16 {
+    if active_secondary(vmcs12).contains(Secondary::ENABLE_VPID) {
+        vmcs12.get(Field::VIRTUAL_PROCESSOR_ID) as u16
+    } else {
+        0
+    }
+}

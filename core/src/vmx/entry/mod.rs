@@ -12,13 +12,15 @@ pub(crate) mod test_support;
 #[cfg(test)]
 mod tests;
 mod timing;
+mod unsupported;
 
-pub use active::{active_secondary, entry_controls, exit_controls, pin_based, primary};
+pub use active::{active_secondary, entry_controls, exit_controls, pin_based, primary, vpid};
 pub use pdptes::reload_pdptes;
 pub(crate) use timing::preemption_timer_to_save;
 pub use timing::{
     l2_tsc, preemption_timer_expired, preemption_timer_expiry, preemption_timer_value,
 };
+pub use unsupported::unsupported;
 
 use super::Field;
 use super::controls::{Primary, Secondary};
@@ -95,10 +97,8 @@ pub fn launch_or_resume(cpu: &mut Cpu, memory: &dyn GuestMemory, kind: EntryKind
     // A control that only the processor checks fails KVM's entry late, with all that was loaded
     // undone again: the same as failing it here.
     if is_kvm {
-        let late = checks::first_failure_in(&context(cpu, memory), Phase::KvmProcessor, true);
-        if let Some(rule) = late
-            && rule.class == Class::InvalidControl
-        {
+        let controls = Phase::KvmProcessorControls;
+        if let Some(rule) = checks::first_failure_in(&context(cpu, memory), controls, true) {
             return fail(cpu, memory, rule);
         }
     }
@@ -116,8 +116,8 @@ pub fn launch_or_resume(cpu: &mut Cpu, memory: &dyn GuestMemory, kind: EntryKind
         return fail_with(cpu, memory, VmExit::msr_loading(index));
     }
     if is_kvm {
-        let late = checks::first_failure_in(&context(cpu, memory), Phase::KvmProcessor, true);
-        if let Some(rule) = late {
+        let guest = Phase::KvmProcessorGuest;
+        if let Some(rule) = checks::first_failure_in(&context(cpu, memory), guest, true) {
             return fail(cpu, memory, rule);
         }
     }

@@ -6,8 +6,7 @@ use crate::cpu::{Cpu, Personality};
 use crate::memory::GuestMemory;
 use crate::vmx::Field;
 use crate::vmx::capability::Capability;
-use crate::vmx::controls::Secondary;
-use crate::vmx::entry::active_secondary;
+use crate::vmx::entry::vpid;
 use crate::vmx::ept::eptp_is_valid;
 use crate::vmx::exit::{ExitReason, Flush, VmExit};
 use crate::x86::{Exception, Gpr};
@@ -49,14 +48,9 @@ fn switch_eptp(cpu: &mut Cpu, memory: &dyn GuestMemory) -> Option<Flush> {
         return None;
     }
     cpu.vmx.vmcs12.set(Field::EPT_POINTER, eptp);
-    // Combined mappings are tagged with the EPTP, so that none of the new one is stale; without a
-    // VPID the engine's cache of the current address space is.
-    let has_vpid = active_secondary(&cpu.vmx.vmcs12).contains(Secondary::ENABLE_VPID);
-    Some(if has_vpid {
-        Flush::None
-    } else {
-        Flush::Vpid(0)
-    })
+    // Combined mappings are tagged with the EPTP, so that architecturally none is stale; a cache of
+    // the current address space is.
+    Some(Flush::Vpid(vpid(&cpu.vmx.vmcs12)))
 }
 
 /// Hypercall numbers and errors of KVM (`Documentation/virt/kvm/x86/hypercalls.rst`).

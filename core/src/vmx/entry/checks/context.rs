@@ -8,7 +8,7 @@ use crate::vmx::controls::{EntryControls, ExitControls, PinBased, Primary, Secon
 use crate::vmx::entry::{active_secondary, entry_controls, exit_controls, pin_based, primary};
 use crate::vmx::instructions::{page_address_is_valid, physical_address_is_valid};
 use crate::vmx::{Field, Vmcs12};
-use crate::x86::control::efer;
+use crate::x86::control::{cr4, efer};
 use crate::x86::cpuid;
 use crate::x86::cr_write::is_canonical;
 
@@ -88,11 +88,21 @@ impl Context<'_> {
     }
 
     pub(super) fn canonical_value(&self, address: u64) -> bool {
+        is_canonical(address, self.linear_width())
+    }
+
+    /// Bits of a linear address. A processor takes its own width; KVM (up to Linux 6.12) what L1's
+    /// CR4.LA57 selects, which the host state repeats.
+    fn linear_width(&self) -> u8 {
         let width = match self.model.linear_address_width {
             0 => 48,
             width => width,
         };
-        is_canonical(address, width)
+        let has_la57 = self.get(Field::HOST_CR4) & cr4::LA57 != 0;
+        match self.model.personality {
+            Personality::Kvm if !has_la57 => width.min(48),
+            _ => width,
+        }
     }
 
     /// An MSR list of `count` 16-byte entries: aligned, in the physical-address width to its end.
@@ -145,7 +155,10 @@ pub(super) fn pat_is_valid(pat: u64) -> bool {
         .all(|memory_type| matches!(memory_type, 0 | 1 | 4..=7))
 }
 
-/// `a` implies `b`.
-pub(super) const fn implies(a: bool, b: bool) -> bool {
-    !a || b
+/// `a` implies `b`, which is evaluated only if `a` holds.
+macro_rules! implies {
+    ($a:expr, $b:expr $(,)?) => {
+        !$a || $b
+    };
 }
+pub(super) use implies;

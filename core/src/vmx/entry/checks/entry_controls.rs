@@ -26,7 +26,7 @@ rules! { RULES, "VM-Entry Control Fields" => InvalidControl;
     Processor "control.entry.smm"
         "outside SMM, \"entry to SMM\" and \"deactivate dual-monitor treatment\" are 0"
         [VM_ENTRY_CONTROLS]
-        |c| implies(!c.smm, !c.entry(EntryControls::ENTRY_TO_SMM)
+        |c| implies!(!c.smm, !c.entry(EntryControls::ENTRY_TO_SMM)
             && !c.entry(EntryControls::DEACTIVATE_DUAL_MONITOR_TREATMENT));
 }
 
@@ -36,7 +36,7 @@ rules! {
     Software "control.injection.type"
         "the type of an injected event is not 1, and 7 only with support for \"monitor trap flag\""
         [VM_ENTRY_INTR_INFO_FIELD]
-        |c| implies(is_injecting(c), match kind(c) {
+        |c| implies!(is_injecting(c), match kind(c) {
             None => false,
             Some(EventKind::Other) => supports_monitor_trap_flag(c),
             Some(_) => true,
@@ -44,7 +44,7 @@ rules! {
     Software "control.injection.vector"
         "the vector is 2 for an NMI, at most 31 for a hardware exception, 0 for an other event"
         [VM_ENTRY_INTR_INFO_FIELD]
-        |c| implies(is_injecting(c), match kind(c) {
+        |c| implies!(is_injecting(c), match kind(c) {
             Some(EventKind::Nmi) => vector(c) == Exception::NMI,
             Some(EventKind::HardwareException) => vector(c) <= 31,
             Some(EventKind::Other) => vector(c) == 0,
@@ -53,21 +53,21 @@ rules! {
     Software "control.injection.deliver_error_code"
         "an error code is delivered exactly with a hardware exception that has one, in protected mode"
         [VM_ENTRY_INTR_INFO_FIELD GUEST_CR0 SECONDARY_VM_EXEC_CONTROL]
-        |c| implies(is_injecting(c), delivers_error_code(c) == should_deliver_error_code(c)
+        |c| implies!(is_injecting(c), delivers_error_code(c) == should_deliver_error_code(c)
             || any_error_code(c));
     Software "control.injection.error_code"
         "bits 31:16 of an error code that is delivered are 0"
         [VM_ENTRY_INTR_INFO_FIELD VM_ENTRY_EXCEPTION_ERROR_CODE]
-        |c| implies(is_injecting(c) && delivers_error_code(c),
+        |c| implies!(is_injecting(c) && delivers_error_code(c),
             c.get(Field::VM_ENTRY_EXCEPTION_ERROR_CODE) >> 16 == 0);
     Software "control.injection.reserved"
         "bits 30:12 of the interruption information of an injected event are 0"
         [VM_ENTRY_INTR_INFO_FIELD]
-        |c| implies(is_injecting(c), information(c) & RESERVED == 0);
+        |c| implies!(is_injecting(c), information(c) & RESERVED == 0);
     Software "control.injection.instruction_length"
         "the instruction length of an injected software event is 1 to 15, or 0 where that is supported"
         [VM_ENTRY_INTR_INFO_FIELD VM_ENTRY_INSTRUCTION_LEN]
-        |c| implies(is_injecting(c) && is_software(c), match c.get(Field::VM_ENTRY_INSTRUCTION_LEN) {
+        |c| implies!(is_injecting(c) && is_software(c), match c.get(Field::VM_ENTRY_INSTRUCTION_LEN) {
             0 => c.capability().zero_length_injection(),
             length => length <= 15,
         });

@@ -27,7 +27,7 @@ rules! { RULES, "VM-Execution Control Fields" => InvalidControl;
     Software "control.secondary.reserved"
         "with \"activate secondary controls\", their reserved bits are as IA32_VMX_PROCBASED_CTLS2 says"
         [CPU_BASED_VM_EXEC_CONTROL SECONDARY_VM_EXEC_CONTROL]
-        |c| implies(c.primary(Primary::ACTIVATE_SECONDARY_CONTROLS),
+        |c| implies!(c.primary(Primary::ACTIVATE_SECONDARY_CONTROLS),
             c.control_allowed(Field::SECONDARY_VM_EXEC_CONTROL, ControlField::Secondary));
     Software "control.cr3_target_count"
         "the CR3-target count is not greater than IA32_VMX_MISC[24:16]"
@@ -36,56 +36,56 @@ rules! { RULES, "VM-Execution Control Fields" => InvalidControl;
     Software "control.io_bitmap_a"
         "with \"use I/O bitmaps\", the address of bitmap A is a page in the physical-address width"
         [CPU_BASED_VM_EXEC_CONTROL IO_BITMAP_A]
-        |c| implies(c.primary(Primary::USE_IO_BITMAPS), c.page(Field::IO_BITMAP_A));
+        |c| implies!(c.primary(Primary::USE_IO_BITMAPS), c.page(Field::IO_BITMAP_A));
     Software "control.io_bitmap_b"
         "with \"use I/O bitmaps\", the address of bitmap B is a page in the physical-address width"
         [CPU_BASED_VM_EXEC_CONTROL IO_BITMAP_B]
-        |c| implies(c.primary(Primary::USE_IO_BITMAPS), c.page(Field::IO_BITMAP_B));
+        |c| implies!(c.primary(Primary::USE_IO_BITMAPS), c.page(Field::IO_BITMAP_B));
     Software "control.msr_bitmap"
         "with \"use MSR bitmaps\", the address is a page in the physical-address width"
         [CPU_BASED_VM_EXEC_CONTROL MSR_BITMAP]
-        |c| implies(c.primary(Primary::USE_MSR_BITMAPS), c.page(Field::MSR_BITMAP));
+        |c| implies!(c.primary(Primary::USE_MSR_BITMAPS), c.page(Field::MSR_BITMAP));
     Software "control.virtual_apic_page"
         "with \"use TPR shadow\", the virtual-APIC address is a page in the physical-address width"
         [CPU_BASED_VM_EXEC_CONTROL VIRTUAL_APIC_PAGE_ADDR]
-        |c| implies(c.primary(Primary::USE_TPR_SHADOW), c.page(Field::VIRTUAL_APIC_PAGE_ADDR));
+        |c| implies!(c.primary(Primary::USE_TPR_SHADOW), c.page(Field::VIRTUAL_APIC_PAGE_ADDR));
     Software "control.apic_access_page"
         "with \"virtualize APIC accesses\", the address is a page in the physical-address width"
         [SECONDARY_VM_EXEC_CONTROL APIC_ACCESS_ADDR]
-        |c| implies(c.secondary(Secondary::VIRTUALIZE_APIC_ACCESSES), c.page(Field::APIC_ACCESS_ADDR));
+        |c| implies!(c.secondary(Secondary::VIRTUALIZE_APIC_ACCESSES), c.page(Field::APIC_ACCESS_ADDR));
     Software "control.x2apic_excludes_apic_accesses"
         "with \"virtualize x2APIC mode\", \"virtualize APIC accesses\" is 0"
         [SECONDARY_VM_EXEC_CONTROL]
-        |c| implies(c.secondary(Secondary::VIRTUALIZE_X2APIC_MODE),
+        |c| implies!(c.secondary(Secondary::VIRTUALIZE_X2APIC_MODE),
             !c.secondary(Secondary::VIRTUALIZE_APIC_ACCESSES));
     Software "control.vid_needs_interrupt_exiting"
         "with \"virtual-interrupt delivery\", \"external-interrupt exiting\" is 1"
         [SECONDARY_VM_EXEC_CONTROL PIN_BASED_VM_EXEC_CONTROL]
-        |c| implies(c.secondary(Secondary::VIRTUAL_INTERRUPT_DELIVERY),
+        |c| implies!(c.secondary(Secondary::VIRTUAL_INTERRUPT_DELIVERY),
             c.pin(PinBased::EXTERNAL_INTERRUPT_EXITING));
     Software "control.posted_interrupts.need_vid"
         "with \"process posted interrupts\", \"virtual-interrupt delivery\" is 1"
         [PIN_BASED_VM_EXEC_CONTROL SECONDARY_VM_EXEC_CONTROL]
-        |c| implies(posted(c), c.secondary(Secondary::VIRTUAL_INTERRUPT_DELIVERY));
+        |c| implies!(posted(c), c.secondary(Secondary::VIRTUAL_INTERRUPT_DELIVERY));
     Software "control.posted_interrupts.need_acknowledge"
         "with \"process posted interrupts\", \"acknowledge interrupt on exit\" is 1"
         [PIN_BASED_VM_EXEC_CONTROL VM_EXIT_CONTROLS]
-        |c| implies(posted(c), c.exit(ExitControls::ACKNOWLEDGE_INTERRUPT_ON_EXIT));
+        |c| implies!(posted(c), c.exit(ExitControls::ACKNOWLEDGE_INTERRUPT_ON_EXIT));
     Software "control.posted_interrupts.vector"
         "with \"process posted interrupts\", the notification vector is below 256"
         [PIN_BASED_VM_EXEC_CONTROL POSTED_INTR_NV]
-        |c| implies(posted(c), c.get(Field::POSTED_INTR_NV) < 256);
+        |c| implies!(posted(c), c.get(Field::POSTED_INTR_NV) < 256);
     Software "control.posted_interrupts.descriptor"
         "with \"process posted interrupts\", the descriptor is 64-byte aligned in the physical-address width"
         [PIN_BASED_VM_EXEC_CONTROL POSTED_INTR_DESC_ADDR]
         |c| {
             let address = c.get(Field::POSTED_INTR_DESC_ADDR);
-            implies(posted(c), address & 63 == 0 && c.in_width(address))
+            implies!(posted(c), address & 63 == 0 && c.in_width(address))
         };
     Software "control.apic_virtualization_needs_tpr_shadow"
         "without \"use TPR shadow\", \"virtualize x2APIC mode\", \"APIC-register virtualization\", \"virtual-interrupt delivery\" and posted interrupts are 0"
         [CPU_BASED_VM_EXEC_CONTROL SECONDARY_VM_EXEC_CONTROL]
-        |c| implies(c.secondary(Secondary::VIRTUALIZE_X2APIC_MODE)
+        |c| implies!(c.secondary(Secondary::VIRTUALIZE_X2APIC_MODE)
                 || c.secondary(Secondary::APIC_REGISTER_VIRTUALIZATION)
                 || c.secondary(Secondary::VIRTUAL_INTERRUPT_DELIVERY)
                 || posted(c),
@@ -93,81 +93,81 @@ rules! { RULES, "VM-Execution Control Fields" => InvalidControl;
     Software "control.virtual_nmis_need_nmi_exiting"
         "without \"NMI exiting\", \"virtual NMIs\" is 0"
         [PIN_BASED_VM_EXEC_CONTROL]
-        |c| implies(c.pin(PinBased::VIRTUAL_NMIS), c.pin(PinBased::NMI_EXITING));
+        |c| implies!(c.pin(PinBased::VIRTUAL_NMIS), c.pin(PinBased::NMI_EXITING));
     Software "control.nmi_window_needs_virtual_nmis"
         "without \"virtual NMIs\", \"NMI-window exiting\" is 0"
         [PIN_BASED_VM_EXEC_CONTROL CPU_BASED_VM_EXEC_CONTROL]
-        |c| implies(c.primary(Primary::NMI_WINDOW_EXITING), c.pin(PinBased::VIRTUAL_NMIS));
+        |c| implies!(c.primary(Primary::NMI_WINDOW_EXITING), c.pin(PinBased::VIRTUAL_NMIS));
     Software "control.pml.needs_ept"
         "with \"enable PML\", \"enable EPT\" is 1"
         [SECONDARY_VM_EXEC_CONTROL]
-        |c| implies(c.secondary(Secondary::ENABLE_PML), c.secondary(Secondary::ENABLE_EPT));
+        |c| implies!(c.secondary(Secondary::ENABLE_PML), c.secondary(Secondary::ENABLE_EPT));
     Software "control.pml.address"
         "with \"enable PML\", the PML address is a page in the physical-address width"
         [SECONDARY_VM_EXEC_CONTROL PML_ADDRESS]
-        |c| implies(c.secondary(Secondary::ENABLE_PML), c.page(Field::PML_ADDRESS));
+        |c| implies!(c.secondary(Secondary::ENABLE_PML), c.page(Field::PML_ADDRESS));
     Software "control.unrestricted_needs_ept"
         "with \"unrestricted guest\", \"enable EPT\" is 1"
         [SECONDARY_VM_EXEC_CONTROL]
-        |c| implies(c.unrestricted(), c.secondary(Secondary::ENABLE_EPT));
+        |c| implies!(c.unrestricted(), c.secondary(Secondary::ENABLE_EPT));
     Software "control.mode_based_execute_needs_ept"
         "with \"mode-based execute control for EPT\", \"enable EPT\" is 1"
         [SECONDARY_VM_EXEC_CONTROL]
-        |c| implies(c.secondary(Secondary::MODE_BASED_EXECUTE_CONTROL),
+        |c| implies!(c.secondary(Secondary::MODE_BASED_EXECUTE_CONTROL),
             c.secondary(Secondary::ENABLE_EPT));
     Software "control.vmread_bitmap"
         "with \"VMCS shadowing\", the VMREAD-bitmap address is a page in the physical-address width"
         [SECONDARY_VM_EXEC_CONTROL VMREAD_BITMAP]
-        |c| implies(c.secondary(Secondary::VMCS_SHADOWING), c.page(Field::VMREAD_BITMAP));
+        |c| implies!(c.secondary(Secondary::VMCS_SHADOWING), c.page(Field::VMREAD_BITMAP));
     Software "control.vmwrite_bitmap"
         "with \"VMCS shadowing\", the VMWRITE-bitmap address is a page in the physical-address width"
         [SECONDARY_VM_EXEC_CONTROL VMWRITE_BITMAP]
-        |c| implies(c.secondary(Secondary::VMCS_SHADOWING), c.page(Field::VMWRITE_BITMAP));
+        |c| implies!(c.secondary(Secondary::VMCS_SHADOWING), c.page(Field::VMWRITE_BITMAP));
     Software "control.vpid"
         "with \"enable VPID\", the VPID is not 0"
         [SECONDARY_VM_EXEC_CONTROL VIRTUAL_PROCESSOR_ID]
-        |c| implies(c.secondary(Secondary::ENABLE_VPID), c.get(Field::VIRTUAL_PROCESSOR_ID) != 0);
+        |c| implies!(c.secondary(Secondary::ENABLE_VPID), c.get(Field::VIRTUAL_PROCESSOR_ID) != 0);
     Software "control.save_timer_needs_timer"
         "without \"activate VMX-preemption timer\", \"save VMX-preemption timer value\" is 0"
         [PIN_BASED_VM_EXEC_CONTROL VM_EXIT_CONTROLS]
-        |c| implies(c.exit(ExitControls::SAVE_PREEMPTION_TIMER_VALUE),
+        |c| implies!(c.exit(ExitControls::SAVE_PREEMPTION_TIMER_VALUE),
             c.pin(PinBased::ACTIVATE_PREEMPTION_TIMER));
     Software "control.eptp"
         "with \"enable EPT\", the EPTP has a supported memory type, walk length and flags, and no reserved bits"
         [SECONDARY_VM_EXEC_CONTROL EPT_POINTER]
-        |c| implies(c.secondary(Secondary::ENABLE_EPT),
+        |c| implies!(c.secondary(Secondary::ENABLE_EPT),
             eptp_is_valid(c.get(Field::EPT_POINTER), c.capability().ept_vpid().bits(),
                 c.model.physical_address_width));
     Software "control.vm_functions.reserved"
         "with \"enable VM functions\", only functions of IA32_VMX_VMFUNC are enabled"
         [SECONDARY_VM_EXEC_CONTROL VM_FUNCTION_CONTROL]
-        |c| implies(c.secondary(Secondary::ENABLE_VM_FUNCTIONS),
+        |c| implies!(c.secondary(Secondary::ENABLE_VM_FUNCTIONS),
             c.get(Field::VM_FUNCTION_CONTROL) & !c.capability().vm_functions() == 0);
     Software "control.eptp_switching.needs_ept"
         "with EPTP switching, \"enable EPT\" is 1"
         [SECONDARY_VM_EXEC_CONTROL VM_FUNCTION_CONTROL]
-        |c| implies(eptp_switching(c), c.secondary(Secondary::ENABLE_EPT));
+        |c| implies!(eptp_switching(c), c.secondary(Secondary::ENABLE_EPT));
     Software "control.eptp_switching.list"
         "with EPTP switching, the EPTP-list address is a page in the physical-address width"
         [SECONDARY_VM_EXEC_CONTROL VM_FUNCTION_CONTROL EPTP_LIST_ADDRESS]
-        |c| implies(eptp_switching(c), c.page(Field::EPTP_LIST_ADDRESS));
+        |c| implies!(eptp_switching(c), c.page(Field::EPTP_LIST_ADDRESS));
     Processor "control.tpr_threshold.reserved"
         "with \"use TPR shadow\" and without \"virtual-interrupt delivery\", bits 31:4 of the TPR threshold are 0"
         [CPU_BASED_VM_EXEC_CONTROL SECONDARY_VM_EXEC_CONTROL TPR_THRESHOLD]
-        |c| implies(uses_threshold(c), c.get(Field::TPR_THRESHOLD) >> 4 == 0);
+        |c| implies!(uses_threshold(c), c.get(Field::TPR_THRESHOLD) >> 4 == 0);
     Processor "control.tpr_threshold.vtpr"
         "with \"use TPR shadow\" and without \"virtualize APIC accesses\" and \"virtual-interrupt delivery\", the TPR threshold is not above VTPR[7:4]"
         [CPU_BASED_VM_EXEC_CONTROL SECONDARY_VM_EXEC_CONTROL TPR_THRESHOLD VIRTUAL_APIC_PAGE_ADDR]
-        |c| implies(uses_threshold(c) && !c.secondary(Secondary::VIRTUALIZE_APIC_ACCESSES),
+        |c| implies!(uses_threshold(c) && !c.secondary(Secondary::VIRTUALIZE_APIC_ACCESSES),
             c.get(Field::TPR_THRESHOLD) & 15 <= vtpr_class(c));
     Processor "control.virtualization_exception.address"
         "with \"EPT-violation #VE\", the information address is a page in the physical-address width"
         [SECONDARY_VM_EXEC_CONTROL VE_INFORMATION_ADDRESS]
-        |c| implies(c.secondary(Secondary::EPT_VIOLATION_VE), c.page(Field::VE_INFORMATION_ADDRESS));
+        |c| implies!(c.secondary(Secondary::EPT_VIOLATION_VE), c.page(Field::VE_INFORMATION_ADDRESS));
     Processor "control.sub_page.needs_ept"
         "with \"sub-page write permissions for EPT\", \"enable EPT\" is 1"
         [SECONDARY_VM_EXEC_CONTROL]
-        |c| implies(c.secondary(Secondary::SUB_PAGE_WRITE_PERMISSIONS),
+        |c| implies!(c.secondary(Secondary::SUB_PAGE_WRITE_PERMISSIONS),
             c.secondary(Secondary::ENABLE_EPT));
 }
 

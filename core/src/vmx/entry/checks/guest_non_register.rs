@@ -36,21 +36,21 @@ rules! { LINK_POINTER, "Checks on Guest Non-Register State"
     Software "guest.link_pointer.address"
         "a VMCS link pointer is a page in the physical-address width"
         [VMCS_LINK_POINTER]
-        |c| implies(has_link(c), c.page(Field::VMCS_LINK_POINTER));
+        |c| implies!(has_link(c), c.page(Field::VMCS_LINK_POINTER));
     Software "guest.link_pointer.revision"
         "the region at the VMCS link pointer has the processor's VMCS revision identifier"
         [VMCS_LINK_POINTER]
-        |c| implies(has_link(c), linked_header(c)
+        |c| implies!(has_link(c), linked_header(c)
             .is_some_and(|h| h & !SHADOW_INDICATOR == c.capability().revision()));
     Software "guest.link_pointer.shadow"
         "the region at the VMCS link pointer is a shadow VMCS exactly with \"VMCS shadowing\""
         [VMCS_LINK_POINTER SECONDARY_VM_EXEC_CONTROL]
-        |c| implies(has_link(c), linked_header(c)
+        |c| implies!(has_link(c), linked_header(c)
             .is_none_or(|h| (h & SHADOW_INDICATOR != 0) == c.secondary(Secondary::VMCS_SHADOWING)));
     Nobody "guest.link_pointer.not_current"
         "the VMCS link pointer is not the current VMCS"
         [VMCS_LINK_POINTER]
-        |c| implies(has_link(c), c.current != Some(L1Phys(c.get(Field::VMCS_LINK_POINTER))));
+        |c| implies!(has_link(c), c.current != Some(L1Phys(c.get(Field::VMCS_LINK_POINTER))));
 }
 
 rules! { RULES, "Checks on Guest Non-Register State"
@@ -58,20 +58,20 @@ rules! { RULES, "Checks on Guest Non-Register State"
     Processor "guest.activity.hlt_needs_cpl_0"
         "in HLT, SS.DPL is 0"
         [GUEST_ACTIVITY_STATE GUEST_SS_AR_BYTES]
-        |c| implies(activity(c) == HLT, ss_dpl(c) == 0);
+        |c| implies!(activity(c) == HLT, ss_dpl(c) == 0);
     Processor "guest.activity.blocking_needs_active"
         "with blocking by STI or MOV SS, the activity state is active"
         [GUEST_ACTIVITY_STATE GUEST_INTERRUPTIBILITY_INFO]
-        |c| implies(blocks(c, Interruptibility::STI) || blocks(c, Interruptibility::MOV_SS),
+        |c| implies!(blocks(c, Interruptibility::STI) || blocks(c, Interruptibility::MOV_SS),
             activity(c) == 0);
     Processor "guest.activity.injection"
         "an event is only injected into an activity state that it would not be blocked in"
         [GUEST_ACTIVITY_STATE VM_ENTRY_INTR_INFO_FIELD]
-        |c| implies(is_injecting(c), activity_allows_injection(c));
+        |c| implies!(is_injecting(c), activity_allows_injection(c));
     Processor "guest.activity.smm"
         "with \"entry to SMM\", the activity state is not wait-for-SIPI"
         [GUEST_ACTIVITY_STATE VM_ENTRY_CONTROLS]
-        |c| implies(c.entry(EntryControls::ENTRY_TO_SMM), activity(c) != WAIT_FOR_SIPI);
+        |c| implies!(c.entry(EntryControls::ENTRY_TO_SMM), activity(c) != WAIT_FOR_SIPI);
     Processor "guest.interruptibility.reserved"
         "bits 31:5 of the interruptibility state are 0"
         [GUEST_INTERRUPTIBILITY_INFO]
@@ -83,33 +83,33 @@ rules! { RULES, "Checks on Guest Non-Register State"
     Processor "guest.interruptibility.sti_needs_if"
         "with RFLAGS.IF = 0, there is no blocking by STI"
         [GUEST_INTERRUPTIBILITY_INFO GUEST_RFLAGS]
-        |c| implies(blocks(c, Interruptibility::STI), c.get(Field::GUEST_RFLAGS) & rflags::IF != 0);
+        |c| implies!(blocks(c, Interruptibility::STI), c.get(Field::GUEST_RFLAGS) & rflags::IF != 0);
     Processor "guest.interruptibility.interrupt_injection"
         "if an external interrupt is injected, there is no blocking by STI or MOV SS"
         [GUEST_INTERRUPTIBILITY_INFO VM_ENTRY_INTR_INFO_FIELD]
-        |c| implies(injects(c, EventKind::ExternalInterrupt),
+        |c| implies!(injects(c, EventKind::ExternalInterrupt),
             !blocks(c, Interruptibility::STI) && !blocks(c, Interruptibility::MOV_SS));
     Processor "guest.interruptibility.nmi_injection"
         "if an NMI is injected, there is no blocking by MOV SS"
         [GUEST_INTERRUPTIBILITY_INFO VM_ENTRY_INTR_INFO_FIELD]
-        |c| implies(injects(c, EventKind::Nmi), !blocks(c, Interruptibility::MOV_SS));
+        |c| implies!(injects(c, EventKind::Nmi), !blocks(c, Interruptibility::MOV_SS));
     Processor "guest.interruptibility.smi"
         "outside SMM, there is no blocking by SMI"
         [GUEST_INTERRUPTIBILITY_INFO]
-        |c| implies(!c.smm, !blocks(c, Interruptibility::SMI));
+        |c| implies!(!c.smm, !blocks(c, Interruptibility::SMI));
     Processor "guest.interruptibility.entry_to_smm"
         "with \"entry to SMM\", there is blocking by SMI"
         [GUEST_INTERRUPTIBILITY_INFO VM_ENTRY_CONTROLS]
-        |c| implies(c.entry(EntryControls::ENTRY_TO_SMM), blocks(c, Interruptibility::SMI));
+        |c| implies!(c.entry(EntryControls::ENTRY_TO_SMM), blocks(c, Interruptibility::SMI));
     Processor "guest.interruptibility.virtual_nmi_injection"
         "with \"virtual NMIs\", if an NMI is injected, there is no blocking by NMI"
         [GUEST_INTERRUPTIBILITY_INFO VM_ENTRY_INTR_INFO_FIELD PIN_BASED_VM_EXEC_CONTROL]
-        |c| implies(c.pin(PinBased::VIRTUAL_NMIS) && injects(c, EventKind::Nmi),
+        |c| implies!(c.pin(PinBased::VIRTUAL_NMIS) && injects(c, EventKind::Nmi),
             !blocks(c, Interruptibility::NMI));
     Processor "guest.interruptibility.enclave"
         "with enclave interruption, there is no blocking by MOV SS"
         [GUEST_INTERRUPTIBILITY_INFO]
-        |c| implies(blocks(c, Interruptibility::ENCLAVE), !blocks(c, Interruptibility::MOV_SS));
+        |c| implies!(blocks(c, Interruptibility::ENCLAVE), !blocks(c, Interruptibility::MOV_SS));
     Processor "guest.pending_debug.reserved"
         "bits 11:4, 13, 15 and 63:17 of the pending debug exceptions are 0"
         [GUEST_PENDING_DBG_EXCEPTIONS]
@@ -117,13 +117,13 @@ rules! { RULES, "Checks on Guest Non-Register State"
     Processor "guest.pending_debug.single_step"
         "with blocking by STI or MOV SS or in HLT, BS is pending exactly if RFLAGS.TF is 1 and IA32_DEBUGCTL.BTF is 0"
         [GUEST_PENDING_DBG_EXCEPTIONS GUEST_INTERRUPTIBILITY_INFO GUEST_ACTIVITY_STATE GUEST_RFLAGS GUEST_IA32_DEBUGCTL]
-        |c| implies(
+        |c| implies!(
             blocks(c, Interruptibility::STI) || blocks(c, Interruptibility::MOV_SS) || activity(c) == HLT,
             (pending_debug(c) & SINGLE_STEP != 0) == steps(c));
     Processor "guest.pending_debug.rtm"
         "if RTM is pending, the enabled-breakpoint bit is its only company and there is no blocking by MOV SS"
         [GUEST_PENDING_DBG_EXCEPTIONS GUEST_INTERRUPTIBILITY_INFO]
-        |c| implies(pending_debug(c) & RTM != 0,
+        |c| implies!(pending_debug(c) & RTM != 0,
             pending_debug(c) == RTM | ENABLED_BREAKPOINT && !blocks(c, Interruptibility::MOV_SS));
 }
 
@@ -132,12 +132,12 @@ rules! { PDPTES, "Checks on Guest Page-Directory-Pointer-Table Entries"
     SoftwareAtEntry "guest.pdptes.in_memory"
         "with PAE paging and without EPT, no present PDPTE in memory has a reserved bit set"
         [GUEST_CR0 GUEST_CR3 GUEST_CR4 SECONDARY_VM_EXEC_CONTROL]
-        |c| implies(has_pae_paging(c) && !c.secondary(Secondary::ENABLE_EPT),
+        |c| implies!(has_pae_paging(c) && !c.secondary(Secondary::ENABLE_EPT),
             pdptes::read(c.model, c.memory, c.get(Field::GUEST_CR3)).is_some());
     Processor "guest.pdptes.fields"
         "with PAE paging and EPT, no present PDPTE field has a reserved bit set"
         [GUEST_CR0 GUEST_CR4 SECONDARY_VM_EXEC_CONTROL GUEST_PDPTR0 GUEST_PDPTR1 GUEST_PDPTR2 GUEST_PDPTR3]
-        |c| implies(has_pae_paging(c) && c.secondary(Secondary::ENABLE_EPT),
+        |c| implies!(has_pae_paging(c) && c.secondary(Secondary::ENABLE_EPT),
             load::pdptrs_of(c.vmcs12).iter().all(|&entry| pdptes::is_valid(c.model, entry)));
 }
 

@@ -31,16 +31,16 @@ rules! {
     Software "guest.dr7"
         "with \"load debug controls\", bits 63:32 of DR7 are 0"
         [VM_ENTRY_CONTROLS GUEST_DR7]
-        |c| implies(c.entry(EntryControls::LOAD_DEBUG_CONTROLS), c.get(Field::GUEST_DR7) >> 32 == 0);
+        |c| implies!(c.entry(EntryControls::LOAD_DEBUG_CONTROLS), c.get(Field::GUEST_DR7) >> 32 == 0);
     Software "guest.debugctl"
         "with \"load debug controls\", reserved bits of IA32_DEBUGCTL are 0"
         [VM_ENTRY_CONTROLS GUEST_IA32_DEBUGCTL]
-        |c| implies(c.entry(EntryControls::LOAD_DEBUG_CONTROLS),
+        |c| implies!(c.entry(EntryControls::LOAD_DEBUG_CONTROLS),
             c.get(Field::GUEST_IA32_DEBUGCTL) & c.debugctl_reserved() == 0);
     Software "guest.pat"
         "with \"load IA32_PAT\", each byte of it is a memory type"
         [VM_ENTRY_CONTROLS GUEST_IA32_PAT]
-        |c| implies(c.entry(EntryControls::LOAD_PAT), pat_is_valid(c.get(Field::GUEST_IA32_PAT)));
+        |c| implies!(c.entry(EntryControls::LOAD_PAT), pat_is_valid(c.get(Field::GUEST_IA32_PAT)));
 }
 
 rules! {
@@ -50,42 +50,42 @@ rules! {
     Software "guest.perf_global_ctrl"
         "with \"load IA32_PERF_GLOBAL_CTRL\", reserved bits of it are 0"
         [VM_ENTRY_CONTROLS GUEST_IA32_PERF_GLOBAL_CTRL]
-        |c| implies(c.entry(EntryControls::LOAD_PERF_GLOBAL_CTRL),
+        |c| implies!(c.entry(EntryControls::LOAD_PERF_GLOBAL_CTRL),
             c.get(Field::GUEST_IA32_PERF_GLOBAL_CTRL) & c.perf_global_ctrl_reserved() == 0);
     Software "guest.cr0.pg_needs_pe"
         "if CR0.PG is 1, CR0.PE is 1"
         [GUEST_CR0]
-        |c| implies(has_paging(c), c.get(Field::GUEST_CR0) & cr0::PE != 0);
+        |c| implies!(has_paging(c), c.get(Field::GUEST_CR0) & cr0::PE != 0);
     Software "guest.ia32e_needs_pae"
         "with \"IA-32e mode guest\", CR4.PAE is 1"
         [VM_ENTRY_CONTROLS GUEST_CR4]
-        |c| implies(c.ia32e_guest(), c.get(Field::GUEST_CR4) & cr4::PAE != 0);
+        |c| implies!(c.ia32e_guest(), c.get(Field::GUEST_CR4) & cr4::PAE != 0);
     Software "guest.ia32e_needs_pg"
         "with \"IA-32e mode guest\", CR0.PG is 1"
         [VM_ENTRY_CONTROLS GUEST_CR0]
-        |c| implies(c.ia32e_guest(), has_paging(c));
+        |c| implies!(c.ia32e_guest(), has_paging(c));
     SoftwareIfPending "guest.efer.reserved"
         "with \"load IA32_EFER\", reserved bits of it are 0"
         [VM_ENTRY_CONTROLS GUEST_IA32_EFER]
-        |c| implies(loads_efer(c), c.get(Field::GUEST_IA32_EFER) & c.efer_reserved() == 0);
+        |c| implies!(loads_efer(c), c.get(Field::GUEST_IA32_EFER) & c.efer_reserved() == 0);
     SoftwareIfPending "guest.efer.lma"
         "with \"load IA32_EFER\", LMA of it equals \"IA-32e mode guest\""
         [VM_ENTRY_CONTROLS GUEST_IA32_EFER]
-        |c| implies(loads_efer(c),
+        |c| implies!(loads_efer(c),
             (c.get(Field::GUEST_IA32_EFER) & efer::LMA != 0) == c.ia32e_guest());
     SoftwareIfPending "guest.efer.lme"
         "with \"load IA32_EFER\" and CR0.PG, LME of it equals LMA"
         [VM_ENTRY_CONTROLS GUEST_IA32_EFER GUEST_CR0]
-        |c| implies(loads_efer(c) && has_paging(c),
+        |c| implies!(loads_efer(c) && has_paging(c),
             (c.get(Field::GUEST_IA32_EFER) & efer::LME != 0) == c.ia32e_guest());
     Software "guest.bndcfgs.reserved"
         "with \"load IA32_BNDCFGS\", bits 11:2 of it are 0"
         [VM_ENTRY_CONTROLS GUEST_BNDCFGS]
-        |c| implies(loads_bndcfgs(c), c.get(Field::GUEST_BNDCFGS) & BNDCFGS_RESERVED == 0);
+        |c| implies!(loads_bndcfgs(c), c.get(Field::GUEST_BNDCFGS) & BNDCFGS_RESERVED == 0);
     Software "guest.bndcfgs.base"
         "with \"load IA32_BNDCFGS\", the linear address in it is canonical"
         [VM_ENTRY_CONTROLS GUEST_BNDCFGS]
-        |c| implies(loads_bndcfgs(c), c.canonical_value(c.get(Field::GUEST_BNDCFGS) & !0xfff));
+        |c| implies!(loads_bndcfgs(c), c.canonical_value(c.get(Field::GUEST_BNDCFGS) & !0xfff));
     Software "guest.activity.exists"
         "the activity state is one that IA32_VMX_MISC[8:6] reports"
         [GUEST_ACTIVITY_STATE]
@@ -97,7 +97,7 @@ rules! {
     Processor "guest.cr4.pcide_needs_ia32e"
         "without \"IA-32e mode guest\", CR4.PCIDE is 0"
         [VM_ENTRY_CONTROLS GUEST_CR4]
-        |c| implies(!c.ia32e_guest(), c.get(Field::GUEST_CR4) & cr4::PCIDE == 0);
+        |c| implies!(!c.ia32e_guest(), c.get(Field::GUEST_CR4) & cr4::PCIDE == 0);
     Processor "guest.sysenter_esp"
         "IA32_SYSENTER_ESP is canonical"
         [GUEST_SYSENTER_ESP]

@@ -29,11 +29,11 @@ rules! { RIP_AND_RFLAGS, "Checks on Guest RIP, RFLAGS, and SSP"
     Processor "guest.rip.upper"
         "without \"IA-32e mode guest\" or without CS.L, bits 63:32 of RIP are 0"
         [VM_ENTRY_CONTROLS GUEST_CS_AR_BYTES GUEST_RIP]
-        |c| implies(!in_64_bit_mode(c), c.get(Field::GUEST_RIP) >> 32 == 0);
+        |c| implies!(!in_64_bit_mode(c), c.get(Field::GUEST_RIP) >> 32 == 0);
     Processor "guest.rip.canonical"
         "in 64-bit mode, RIP is canonical"
         [VM_ENTRY_CONTROLS GUEST_CS_AR_BYTES GUEST_RIP]
-        |c| implies(in_64_bit_mode(c), c.canonical(Field::GUEST_RIP));
+        |c| implies!(in_64_bit_mode(c), c.canonical(Field::GUEST_RIP));
     Processor "guest.rflags.reserved"
         "bits 63:22, 15, 5 and 3 of RFLAGS are 0, bit 1 is 1"
         [GUEST_RFLAGS]
@@ -41,12 +41,12 @@ rules! { RIP_AND_RFLAGS, "Checks on Guest RIP, RFLAGS, and SSP"
     Processor "guest.rflags.vm"
         "with \"IA-32e mode guest\" or without CR0.PE, RFLAGS.VM is 0"
         [VM_ENTRY_CONTROLS GUEST_CR0 GUEST_RFLAGS]
-        |c| implies(c.ia32e_guest() || c.get(Field::GUEST_CR0) & cr0::PE == 0,
+        |c| implies!(c.ia32e_guest() || c.get(Field::GUEST_CR0) & cr0::PE == 0,
             c.get(Field::GUEST_RFLAGS) & rflags::VM == 0);
     Processor "guest.rflags.if"
         "if an external interrupt is injected, RFLAGS.IF is 1"
         [VM_ENTRY_INTR_INFO_FIELD GUEST_RFLAGS]
-        |c| implies(is_injecting(c) && kind(c) == Some(EventKind::ExternalInterrupt),
+        |c| implies!(is_injecting(c) && kind(c) == Some(EventKind::ExternalInterrupt),
             c.get(Field::GUEST_RFLAGS) & rflags::IF != 0);
 }
 

@@ -29,11 +29,11 @@ rules! { SELECTORS, "Checks on Guest Segment Registers"
         |c| c.get(Field::GUEST_TR_SELECTOR) & TABLE_INDICATOR == 0;
     Processor "guest.ldtr.selector" "if LDTR is usable, TI of it is 0"
         [GUEST_LDTR_SELECTOR GUEST_LDTR_AR_BYTES]
-        |c| implies(is_usable(c, &f::LDTR), c.get(Field::GUEST_LDTR_SELECTOR) & TABLE_INDICATOR == 0);
+        |c| implies!(is_usable(c, &f::LDTR), c.get(Field::GUEST_LDTR_SELECTOR) & TABLE_INDICATOR == 0);
     Processor "guest.ss.selector"
         "outside virtual-8086 mode and without \"unrestricted guest\", RPL of SS equals RPL of CS"
         [GUEST_SS_SELECTOR GUEST_CS_SELECTOR GUEST_RFLAGS SECONDARY_VM_EXEC_CONTROL]
-        |c| implies(!is_virtual_8086(c) && !c.unrestricted(),
+        |c| implies!(!is_virtual_8086(c) && !c.unrestricted(),
             (c.get(Field::GUEST_SS_SELECTOR) ^ c.get(Field::GUEST_CS_SELECTOR)) & RPL == 0);
 }
 
@@ -63,19 +63,19 @@ rules! { TR, "Checks on Guest Segment Registers" => Class::InvalidGuestState(Ent
 rules! { LDTR, "Checks on Guest Segment Registers" => Class::InvalidGuestState(EntryFailure::Default);
     Processor "guest.ldtr.base" "if LDTR is usable, its base is canonical"
         [GUEST_LDTR_BASE GUEST_LDTR_AR_BYTES]
-        |c| implies(is_usable(c, &f::LDTR), c.canonical(Field::GUEST_LDTR_BASE));
+        |c| implies!(is_usable(c, &f::LDTR), c.canonical(Field::GUEST_LDTR_BASE));
     Processor "guest.ldtr.type" "if LDTR is usable, its type is LDT" [GUEST_LDTR_AR_BYTES]
-        |c| implies(is_usable(c, &f::LDTR), rights(c, &f::LDTR).segment_type() == LDT);
+        |c| implies!(is_usable(c, &f::LDTR), rights(c, &f::LDTR).segment_type() == LDT);
     Processor "guest.ldtr.system" "if LDTR is usable, S of it is 0" [GUEST_LDTR_AR_BYTES]
-        |c| implies(is_usable(c, &f::LDTR), !rights(c, &f::LDTR).contains(AccessRights::CODE_OR_DATA));
+        |c| implies!(is_usable(c, &f::LDTR), !rights(c, &f::LDTR).contains(AccessRights::CODE_OR_DATA));
     Processor "guest.ldtr.present" "if LDTR is usable, it is present" [GUEST_LDTR_AR_BYTES]
-        |c| implies(is_usable(c, &f::LDTR), rights(c, &f::LDTR).contains(AccessRights::PRESENT));
+        |c| implies!(is_usable(c, &f::LDTR), rights(c, &f::LDTR).contains(AccessRights::PRESENT));
     Processor "guest.ldtr.reserved" "if LDTR is usable, reserved bits of its access rights are 0"
         [GUEST_LDTR_AR_BYTES]
-        |c| implies(is_usable(c, &f::LDTR), rights(c, &f::LDTR).bits() & RIGHTS_RESERVED == 0);
+        |c| implies!(is_usable(c, &f::LDTR), rights(c, &f::LDTR).bits() & RIGHTS_RESERVED == 0);
     Processor "guest.ldtr.granularity" "if LDTR is usable, G of it fits its limit"
         [GUEST_LDTR_AR_BYTES GUEST_LDTR_LIMIT]
-        |c| implies(is_usable(c, &f::LDTR), granularity_fits(c, &f::LDTR));
+        |c| implies!(is_usable(c, &f::LDTR), granularity_fits(c, &f::LDTR));
 }
 
 /// The rules that CS, SS, DS, ES, FS and GS have in common, then those of one of them.
@@ -88,7 +88,7 @@ macro_rules! segment_rules {
             => Class::InvalidGuestState(EntryFailure::Default);
             Processor $label "in virtual-8086 mode, base, limit and access rights follow from the selector"
                 [$selector $base $limit $rights GUEST_RFLAGS]
-                |c| implies(is_virtual_8086(c), is_virtual_8086_segment(c, &f::$name));
+                |c| implies!(is_virtual_8086(c), is_virtual_8086_segment(c, &f::$name));
             $(Processor $id $row_text [$($field)* $rights GUEST_RFLAGS] $holds;)*
         }
     };
@@ -125,7 +125,7 @@ segment_rules! { CS "guest.cs.virtual_8086" "CS"
     "guest.cs.reserved" "reserved bits of CS's access rights are 0" []
         |c| protected(c, rights(c, &f::CS).bits() & RIGHTS_RESERVED == 0);
     "guest.cs.default_size" "with \"IA-32e mode guest\" and L of CS, D/B of it is 0" [VM_ENTRY_CONTROLS]
-        |c| protected(c, implies(c.ia32e_guest() && rights(c, &f::CS).contains(AccessRights::LONG),
+        |c| protected(c, implies!(c.ia32e_guest() && rights(c, &f::CS).contains(AccessRights::LONG),
             !rights(c, &f::CS).contains(AccessRights::DEFAULT_BIG)));
     "guest.cs.granularity" "G of CS fits its limit" [GUEST_CS_LIMIT]
         |c| protected(c, granularity_fits(c, &f::CS));
@@ -134,7 +134,7 @@ segment_rules! { CS "guest.cs.virtual_8086" "CS"
 segment_rules! { SS "guest.ss.virtual_8086" "SS"
     GUEST_SS_SELECTOR GUEST_SS_BASE GUEST_SS_LIMIT GUEST_SS_AR_BYTES;
     "guest.ss.base" "if SS is usable, bits 63:32 of its base are 0" [GUEST_SS_BASE]
-        |c| implies(is_usable(c, &f::SS), c.get(Field::GUEST_SS_BASE) >> 32 == 0);
+        |c| implies!(is_usable(c, &f::SS), c.get(Field::GUEST_SS_BASE) >> 32 == 0);
     "guest.ss.type" "if SS is usable, it is accessed read/write data" []
         |c| usable(c, &f::SS, matches!(rights(c, &f::SS).segment_type(),
             READ_WRITE_ACCESSED | READ_WRITE_ACCESSED_EXPAND_DOWN));
@@ -145,7 +145,7 @@ segment_rules! { SS "guest.ss.virtual_8086" "SS"
         |c| protected(c, c.unrestricted()
             || u64::from(rights(c, &f::SS).dpl()) == c.get(Field::GUEST_SS_SELECTOR) & RPL);
     "guest.ss.dpl_real" "if CS is data or CR0.PE is 0, DPL of SS is 0" [GUEST_CS_AR_BYTES GUEST_CR0]
-        |c| protected(c, implies(
+        |c| protected(c, implies!(
             rights(c, &f::CS).segment_type() == READ_WRITE_ACCESSED
                 || c.get(Field::GUEST_CR0) & cr0::PE == 0,
             rights(c, &f::SS).dpl() == 0));
@@ -185,13 +185,13 @@ macro_rules! data_segment_rules {
 
 data_segment_rules! { DS "DS" GUEST_DS_SELECTOR GUEST_DS_BASE GUEST_DS_LIMIT GUEST_DS_AR_BYTES
     "guest.ds.virtual_8086" "guest.ds.base" "if DS is usable, bits 63:32 of its base are 0"
-    |c| implies(is_usable(c, &f::DS), c.get(Field::GUEST_DS_BASE) >> 32 == 0);
+    |c| implies!(is_usable(c, &f::DS), c.get(Field::GUEST_DS_BASE) >> 32 == 0);
     "guest.ds.type" "guest.ds.system" "guest.ds.dpl" "guest.ds.present" "guest.ds.reserved"
     "guest.ds.granularity"
 }
 data_segment_rules! { ES "ES" GUEST_ES_SELECTOR GUEST_ES_BASE GUEST_ES_LIMIT GUEST_ES_AR_BYTES
     "guest.es.virtual_8086" "guest.es.base" "if ES is usable, bits 63:32 of its base are 0"
-    |c| implies(is_usable(c, &f::ES), c.get(Field::GUEST_ES_BASE) >> 32 == 0);
+    |c| implies!(is_usable(c, &f::ES), c.get(Field::GUEST_ES_BASE) >> 32 == 0);
     "guest.es.type" "guest.es.system" "guest.es.dpl" "guest.es.present" "guest.es.reserved"
     "guest.es.granularity"
 }
@@ -249,7 +249,7 @@ fn granularity_fits(c: &Context<'_>, fields: &SegmentFields) -> bool {
 
 fn is_readable_accessed(rights: AccessRights) -> bool {
     rights.contains(AccessRights::ACCESSED)
-        && implies(
+        && implies!(
             rights.contains(AccessRights::CODE),
             rights.contains(AccessRights::WRITABLE_READABLE),
         )

@@ -19,23 +19,23 @@ rules! { ADDRESS_SPACE, "Checks Related to Address-Space Size" => InvalidHostSta
     Software "host.address_space.ia32e_guest"
         "without \"host address-space size\", \"IA-32e mode guest\" is 0"
         [VM_EXIT_CONTROLS VM_ENTRY_CONTROLS]
-        |c| implies(!is_64_bit(c), !c.entry(EntryControls::IA32E_MODE_GUEST));
+        |c| implies!(!is_64_bit(c), !c.entry(EntryControls::IA32E_MODE_GUEST));
     Software "host.address_space.pcide"
         "without \"host address-space size\", CR4.PCIDE is 0"
         [VM_EXIT_CONTROLS HOST_CR4]
-        |c| implies(!is_64_bit(c), c.get(Field::HOST_CR4) & cr4::PCIDE == 0);
+        |c| implies!(!is_64_bit(c), c.get(Field::HOST_CR4) & cr4::PCIDE == 0);
     Software "host.address_space.rip_32"
         "without \"host address-space size\", bits 63:32 of RIP are 0"
         [VM_EXIT_CONTROLS HOST_RIP]
-        |c| implies(!is_64_bit(c), c.get(Field::HOST_RIP) >> 32 == 0);
+        |c| implies!(!is_64_bit(c), c.get(Field::HOST_RIP) >> 32 == 0);
     Software "host.address_space.pae"
         "with \"host address-space size\", CR4.PAE is 1"
         [VM_EXIT_CONTROLS HOST_CR4]
-        |c| implies(is_64_bit(c), c.get(Field::HOST_CR4) & cr4::PAE != 0);
+        |c| implies!(is_64_bit(c), c.get(Field::HOST_CR4) & cr4::PAE != 0);
     Software "host.address_space.rip"
         "with \"host address-space size\", RIP is canonical"
         [VM_EXIT_CONTROLS HOST_RIP]
-        |c| implies(is_64_bit(c), c.canonical(Field::HOST_RIP));
+        |c| implies!(is_64_bit(c), c.canonical(Field::HOST_RIP));
 }
 
 rules! { REGISTERS, "Checks on Host Control Registers, MSRs, and SSP" => InvalidHostState;
@@ -62,25 +62,25 @@ rules! { REGISTERS, "Checks on Host Control Registers, MSRs, and SSP" => Invalid
     Software "host.perf_global_ctrl"
         "with \"load IA32_PERF_GLOBAL_CTRL\", reserved bits of it are 0"
         [VM_EXIT_CONTROLS HOST_IA32_PERF_GLOBAL_CTRL]
-        |c| implies(c.exit(ExitControls::LOAD_PERF_GLOBAL_CTRL),
+        |c| implies!(c.exit(ExitControls::LOAD_PERF_GLOBAL_CTRL),
             c.get(Field::HOST_IA32_PERF_GLOBAL_CTRL) & c.perf_global_ctrl_reserved() == 0);
     Software "host.pat"
         "with \"load IA32_PAT\", each byte of it is a memory type"
         [VM_EXIT_CONTROLS HOST_IA32_PAT]
-        |c| implies(c.exit(ExitControls::LOAD_PAT), pat_is_valid(c.get(Field::HOST_IA32_PAT)));
+        |c| implies!(c.exit(ExitControls::LOAD_PAT), pat_is_valid(c.get(Field::HOST_IA32_PAT)));
     Software "host.efer.reserved"
         "with \"load IA32_EFER\", reserved bits of it are 0"
         [VM_EXIT_CONTROLS HOST_IA32_EFER]
-        |c| implies(loads_efer(c), c.get(Field::HOST_IA32_EFER) & c.efer_reserved() == 0);
+        |c| implies!(loads_efer(c), c.get(Field::HOST_IA32_EFER) & c.efer_reserved() == 0);
     Software "host.efer.lma"
         "with \"load IA32_EFER\", LMA of it equals \"host address-space size\""
         [VM_EXIT_CONTROLS HOST_IA32_EFER]
-        |c| implies(loads_efer(c),
+        |c| implies!(loads_efer(c),
             (c.get(Field::HOST_IA32_EFER) & efer::LMA != 0) == is_64_bit(c));
     Software "host.efer.lme"
         "with \"load IA32_EFER\", LME of it equals \"host address-space size\""
         [VM_EXIT_CONTROLS HOST_IA32_EFER]
-        |c| implies(loads_efer(c),
+        |c| implies!(loads_efer(c),
             (c.get(Field::HOST_IA32_EFER) & efer::LME != 0) == is_64_bit(c));
 }
 
@@ -106,7 +106,7 @@ rules! { SEGMENTS, "Checks on Host Segment and Descriptor-Table Registers" => In
     Software "host.ss.null"
         "without \"host address-space size\", SS is not null"
         [VM_EXIT_CONTROLS HOST_SS_SELECTOR]
-        |c| implies(!is_64_bit(c), c.get(Field::HOST_SS_SELECTOR) != 0);
+        |c| implies!(!is_64_bit(c), c.get(Field::HOST_SS_SELECTOR) != 0);
     Software "host.fs.base" "the base of FS is canonical" [HOST_FS_BASE]
         |c| c.canonical(Field::HOST_FS_BASE);
     Software "host.gs.base" "the base of GS is canonical" [HOST_GS_BASE]

@@ -55,14 +55,17 @@ pub enum Phase {
     All,
     /// What KVM checks in software at an entry.
     KvmSoftware,
-    /// What KVM leaves to the processor.
-    KvmProcessor,
+    /// Rules on controls that KVM leaves to the processor.
+    KvmProcessorControls,
+    /// Rules on guest state that KVM leaves to the processor.
+    KvmProcessorGuest,
     /// What KVM checks at `KVM_SET_NESTED_STATE`.
     KvmRestore,
 }
 
 impl Phase {
-    const fn includes(self, enforcement: Enforcement, run_pending: bool) -> bool {
+    const fn includes(self, rule: &Rule, run_pending: bool) -> bool {
+        let enforcement = rule.enforcement;
         match self {
             Self::All => true,
             Self::KvmSoftware => matches!(
@@ -71,7 +74,14 @@ impl Phase {
                     | Enforcement::SoftwareAtEntry
                     | Enforcement::SoftwareIfPending
             ),
-            Self::KvmProcessor => matches!(enforcement, Enforcement::Processor),
+            Self::KvmProcessorControls => {
+                matches!(enforcement, Enforcement::Processor)
+                    && matches!(rule.class, Class::InvalidControl)
+            }
+            Self::KvmProcessorGuest => {
+                matches!(enforcement, Enforcement::Processor)
+                    && matches!(rule.class, Class::InvalidGuestState(_))
+            }
             Self::KvmRestore => match enforcement {
                 Enforcement::Software => true,
                 Enforcement::SoftwareIfPending => run_pending,
@@ -197,7 +207,7 @@ pub fn first_failure_in(
     phase: Phase,
     run_pending: bool,
 ) -> Option<&'static Rule> {
-    all().find(|rule| phase.includes(rule.enforcement, run_pending) && !(rule.holds)(context))
+    all().find(|rule| phase.includes(rule, run_pending) && !(rule.holds)(context))
 }
 
 /// What KVM checks itself on `KVM_SET_NESTED_STATE` with guest mode: `nested_vmx_check_controls`,

@@ -1,0 +1,186 @@
+//! EPTP validity, misconfigurations, mode-based execute control, the page-modification log.
+
+use super::*;
+use crate::memory::VecMemory;
+
+const CAPABILITIES: u64 = capability::WALK_LENGTH_4
+    | capability::WRITE_BACK
+    | capability::PAGE_2M
+    | capability::PAGE_1G
+    | capability::ACCESSED_DIRTY;
+
+#[test]
+fn validity_of_eptp() {
+    let all = u64::MAX;
+    let rows = [
+        (0x1e, CAPABILITIES, true),
+        (0x5e, CAPABILITIES, true),
+        (0x5e, CAPABILITIES & !capability::ACCESSED_DIRTY, false),
+        (0x18, CAPABILITIES, false),
+        (0x18, all, true),
+        (0x1d, all, false),
+        (0x26, CAPABILITIES, false),
+        (0x26, all, true),
+        (0x16, all, false),
+        (0x9e, CAPABILITIES, false),
+        (0x11e, all, false),
+        (0x1e | 1 << 39, all, true),
+        (0x1e | 1 << 40, all, false),
+    ];
+    for (eptp, capabilities, valid) in rows {
+        assert_eq!(eptp_is_valid(eptp, capabilities, 40), valid, "{eptp:#x}");
+    }
+}
+
+/// Root at 0x1000, then 0x2000 and so on; `level`'s entry is `entry`, those above are plain.
+fn walk_to(level: u8, entry: u64, ept: &Ept, access: EptAccess) -> Result<u64, EptFault> {
+    let memory = VecMemory::new(0x10000);
+    for l in level..=4 {
+        let table = 0x1000 * u64::from(5 - l);
+        let value = if l == level {
+            entry
+        } else {
+            (table + 0x1000) | 7
+        };
+        memory.write_u64(L1Phys(table), value).unwrap();
+    }
+    translate(&memory, ept, L2Phys(0x234), access).map(|m| m.physical.0)
+}
+
+const DATA_READ: EptAccess = EptAccess {
+    read: true,
+    write: false,
+    fetch: false,
+    user: false,
+    linear: None,
+    paging_structure: false,
+};
+
+#[test]
+fn misconfigurations() {
+    let ept = Ept::new(0x101e, CAPABILITIES, 40);
+    let execute_only = Ept {
+        execute_only: true,
+        ..ept.clone()
+    };
+    let small = Ept {
+        page_2m: false,
+        page_1g: false,
+        ..ept.clone()
+    };
+    // Level, entry, regime, whether it is misconfigured (else: a violation or a translation).
+    let rows = [
+        (1, 0x8037, &ept, false),
+        (1, 0x8032, &ept, true),
+        (1, 0x8036, &ept, true),
+        (1, 0x8034, &ept, true),
+        (1, 0x8034, &execute_only, false),
+        (1, 0x8030, &ept, false),
+        (1, 0x8007, &ept, false),
+        (1, 0x8017, &ept, true),
+        (1, 0x801f, &ept, true),
+        (1, 0x803f, &ept, true),
+        (1, 0x8037 | 1 << 40, &ept, true),
+        (1, 0x8037 | 1 << 52, &ept, false),
+        (2, 0x8087 | 0x30, &ept, true),
+        (2, 0x20_00b7, &ept, false),
+        (2, 0x20_00b7, &small, true),
+        (2, 0x4007 | 0x40, &ept, true),
+        (3, 0x4000_00b7, &ept, false),
+        (3, 0x4000_00b7, &small, true),
+        (3, 0x4000_00b7 | 1 << 29, &ept, true),
+        (4, 0x2007 | 0x80, &ept, true),
+        (4, 0x2007 | 0x08, &ept, true),
+    ];
+    for (level, entry, ept, expected) in rows {
+        let result = walk_to(level, entry, ept, DATA_READ);
+        let misconfigured = matches!(result, Err(EptFault::Misconfiguration { .. }));
+        assert_eq!(
+            misconfigured, expected,
+            "level {level} {entry:#x}: {result:?}"
+        );
+    }
+}
+
+#[test]
+fn mode_based_execute_control_asks_the_mode() {
+    let ept = Ept {
+        mode_based_execute: true,
+        ..Ept::new(0x101e, u64::MAX, 40)
+    };
+    let fetch = |user| EptAccess {
+        read: false,
+        fetch: true,
+        user,
+        linear: Some(0),
+        ..DATA_READ
+    };
+    // Upper entries without bit 10 bar user-mode fetches too: use a 1-level view of the rights.
+    let supervisor_only = walk_to(1, 0x8035, &ept, fetch(false));
+    assert_eq!(supervisor_only, Ok(0x8234));
+    assert_eq!(
+        walk_to(1, 0x8035, &ept, fetch(true)),
+        Err(EptFault::Violation {
+            guest_physical: L2Phys(0x234),
+            guest_linear: Some(0),
+            qualification: 4 | 5 << 3 | 3 << 7,
+        })
+    );
+}
+
+#[test]
+fn modifications_are_logged_until_the_log_is_full() {
+    let memory = VecMemory::new(0x10000);
+    for i in 1..4 {
+        memory
+            .write_u64(L1Phys(i * 0x1000), ((i + 1) * 0x1000) | 7)
+            .unwrap();
+    }
+    let ept = Ept {
+        log: Some(PageModificationLog {
+            address: L1Phys(0x9000),
+            index: Cell::new(0),
+        }),
+        ..Ept::new(0x105e, u64::MAX, 40)
+    };
+    let write = EptAccess {
+        write: true,
+        ..DATA_READ
+    };
+    for page in [5, 6] {
+        memory.write_u64(L1Phys(0x4000 + page * 8), 0x37).unwrap();
+    }
+    let to = |page: u64| translate(&memory, &ept, L2Phys(page << 12 | 8), write);
+    assert!(to(5).is_ok());
+    assert_eq!(memory.read_u64(L1Phys(0x9000)), Ok(0x5000));
+    assert_eq!(
+        to(5).map(|m| m.writable),
+        Ok(true),
+        "dirty already: nothing to log"
+    );
+    let full = EptFault::LogFull {
+        guest_physical: L2Phys(0x6008),
+    };
+    assert_eq!(to(6), Err(full));
+    assert_eq!(
+        memory.read_u64(L1Phys(0x4030)),
+        Ok(0x37),
+        "no flag without a log entry"
+    );
+}
+
+#[test]
+fn beyond_the_walk_is_a_violation_without_rights() {
+    let ept = Ept::new(0x101e, CAPABILITIES, 40);
+    let memory = VecMemory::new(0x2000);
+    let far = L2Phys(1 << 48);
+    let result = translate(&memory, &ept, far, DATA_READ);
+    assert_eq!(
+        result,
+        Err(EptFault::Violation {
+            guest_physical: far,
+            guest_linear: None,
+            qualification: 1,
+        })
+    );
+}
