@@ -8,7 +8,12 @@ use std::str::FromStr;
 /// A software model of Intel VMX beside real KVM: run, snapshot, diff, replay and compare guests
 /// that use nested virtualization.
 #[derive(Debug, Parser)]
-#[command(name = "nvmx", version, propagate_version = true, max_term_width = 100, after_help = "\
+#[command(
+    name = "nvmx",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "\
 Exit status: 0 success or equality, 1 a difference or a guest that failed, 2 trouble.
 NVMX_LOG=debug shows what happens inside; NO_COLOR=1 turns colour off.
 
@@ -17,7 +22,8 @@ Examples:
   nvmx snapshot example:exits --backend lab --at checkpoint:3 --out x.ron
   nvmx show x.ron
   nvmx replay x.ron --backend soft --checkpoints 10 --out y.ron --expect z.ron
-  nvmx compare example:exits soft lab")]
+  nvmx compare example:exits soft lab"
+)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -201,7 +207,9 @@ pub(crate) struct Snapshot {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nvmx show x.ron\n  nvmx show state.bin --json | jq '.vcpus[0].findings'")]
+#[command(
+    after_help = "Examples:\n  nvmx show x.ron\n  nvmx show state.bin --json | jq '.vcpus[0].findings'"
+)]
 pub(crate) struct Show {
     /// Snapshot (.bin: the kernel's raw nested state)
     pub(crate) file: PathBuf,
@@ -337,7 +345,9 @@ pub(crate) enum LabCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nvmx lab up\n  nvmx lab up --kernel 6.12 --listen 127.0.0.1:7000")]
+#[command(
+    after_help = "Examples:\n  nvmx lab up\n  nvmx lab up --kernel 6.12 --listen 127.0.0.1:7000"
+)]
 pub(crate) struct LabUp {
     /// Kernel: 6.1 or 6.12
     #[arg(long, value_name = "KERNEL", default_value = "6.1")]
@@ -348,7 +358,9 @@ pub(crate) struct LabUp {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Exit status: the command's, or 2 if the lab did not start.\n\nExamples:\n  nvmx lab run -- nvmx backends --backend lab\n  nvmx lab run --kernel 6.12 -- make test-lab")]
+#[command(
+    after_help = "Exit status: the command's, or 2 if the lab did not start.\n\nExamples:\n  nvmx lab run -- nvmx backends --backend lab\n  nvmx lab run --kernel 6.12 -- make test-lab"
+)]
 pub(crate) struct LabRun {
     /// Kernel: 6.1 or 6.12
     #[arg(long, value_name = "KERNEL", default_value = "6.1")]
@@ -394,7 +406,9 @@ pub(crate) struct AgentChannel {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nvmx completions bash > /etc/bash_completion.d/nvmx\n  nvmx completions zsh > ~/.zfunc/_nvmx")]
+#[command(
+    after_help = "Examples:\n  nvmx completions bash > /etc/bash_completion.d/nvmx\n  nvmx completions zsh > ~/.zfunc/_nvmx"
+)]
 pub(crate) struct Completions {
     /// Shell
     pub(crate) shell: clap_complete::Shell,
@@ -408,9 +422,19 @@ mod tests {
     #[test]
     fn the_definition_is_consistent_and_every_command_has_examples() {
         fn check(command: &clap::Command) {
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("Examples:"), "{} has no examples", command.get_name());
-            command.get_subcommands().filter(|c| c.get_name() != "help").for_each(check);
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(
+                help.contains("Examples:"),
+                "{} has no examples",
+                command.get_name()
+            );
+            command
+                .get_subcommands()
+                .filter(|c| c.get_name() != "help")
+                .for_each(check);
         }
         Arguments::command().debug_assert();
         check(&Arguments::command());
@@ -422,7 +446,16 @@ mod tests {
         assert_eq!("checkpoint-id:0x10".parse(), Ok(At::CheckpointId(16)));
         assert_eq!("run-pending".parse(), Ok(At::RunPending));
         assert_eq!("time:0.5".parse(), Ok(At::Time(0.5)));
-        for text in ["", "checkpoint", "checkpoint:0", "event:x", "time:-1", "time:inf", "time:NaN", "end:1"] {
+        for text in [
+            "",
+            "checkpoint",
+            "checkpoint:0",
+            "event:x",
+            "time:-1",
+            "time:inf",
+            "time:NaN",
+            "end:1",
+        ] {
             assert!(text.parse::<At>().is_err(), "{text}");
         }
     }

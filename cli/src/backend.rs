@@ -146,7 +146,15 @@ mod tests {
         for text in ["soft", "kvm", "lab", "lab:6.1", "lab:6.12", "remote:host:1"] {
             assert_eq!(text.parse::<Spec>().unwrap().to_string(), text);
         }
-        for text in ["", "qemu", "lab:5.0", "remote:", "remote:host", "soft:1", "remote:h:99999"] {
+        for text in [
+            "",
+            "qemu",
+            "lab:5.0",
+            "remote:",
+            "remote:host",
+            "soft:1",
+            "remote:h:99999",
+        ] {
             assert!(text.parse::<Spec>().is_err(), "{text}");
         }
     }

@@ -13,7 +13,11 @@ pub(crate) fn line(event: &NestedEvent) -> String {
         }
     };
     match *event {
-        NestedEvent::Entry { vmcs12, l2_rip, injected } => {
+        NestedEvent::Entry {
+            vmcs12,
+            l2_rip,
+            injected,
+        } => {
             add("vmcs12", Some(vmcs12.0));
             add("rip", Some(l2_rip));
             add("injected", injected.filter(|i| i >> 31 != 0).map(u64::from));
@@ -34,12 +38,22 @@ pub(crate) fn line(event: &NestedEvent) -> String {
         } => {
             add("rip", l2_rip);
             add("qualification", qualification.filter(|q| *q != 0));
-            add("interruption", interruption.filter(|i| i >> 31 != 0).map(u64::from));
+            add(
+                "interruption",
+                interruption.filter(|i| i >> 31 != 0).map(u64::from),
+            );
             add("error", error_code.filter(|e| *e != 0).map(u64::from));
-            add("length", instruction_length.filter(|l| *l != 0).map(u64::from));
+            add(
+                "length",
+                instruction_length.filter(|l| *l != 0).map(u64::from),
+            );
             add("guest-physical", guest_physical.filter(|g| *g != 0));
             let reason = ExitReason(reason);
-            let failed = if reason.is_entry_failure() { "entry failed:" } else { "exit:" };
+            let failed = if reason.is_entry_failure() {
+                "entry failed:"
+            } else {
+                "exit:"
+            };
             format!("{failed} {reason}{text}")
         }
     }

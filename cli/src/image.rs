@@ -46,8 +46,14 @@ pub(crate) fn open(name: &str, extra: &Extra<'_>) -> anyhow::Result<Guest> {
 
 fn build_example(name: &str, iterations: u32) -> anyhow::Result<Vec<u8>> {
     let Some(guest) = nvmx_examples::guests::find(name) else {
-        let known: Vec<_> = nvmx_examples::guests::all().iter().map(|guest| guest.name).collect();
-        bail!("example:{name}: there is no such example; there are {}", known.join(", "));
+        let known: Vec<_> = nvmx_examples::guests::all()
+            .iter()
+            .map(|guest| guest.name)
+            .collect();
+        bail!(
+            "example:{name}: there is no such example; there are {}",
+            known.join(", ")
+        );
     };
     let params = Params {
         iterations,
@@ -61,9 +67,14 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     let name = || format!("{}: cannot read the image", path.display());
     let file = std::fs::File::open(path).with_context(name)?;
     let mut bytes = Vec::new();
-    file.take(MAX_IMAGE + 1).read_to_end(&mut bytes).with_context(name)?;
+    file.take(MAX_IMAGE + 1)
+        .read_to_end(&mut bytes)
+        .with_context(name)?;
     if bytes.len() as u64 > MAX_IMAGE {
-        bail!("{}: larger than {MAX_IMAGE} bytes, so no guest image", path.display());
+        bail!(
+            "{}: larger than {MAX_IMAGE} bytes, so no guest image",
+            path.display()
+        );
     }
     Ok(bytes)
 }

@@ -17,7 +17,9 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The address of a lab that is open with this kernel.
 pub(crate) fn running(kernel: Option<Kernel>) -> Option<String> {
-    let address = std::env::var(LAB_VARIABLE).ok().filter(|address| !address.is_empty())?;
+    let address = std::env::var(LAB_VARIABLE)
+        .ok()
+        .filter(|address| !address.is_empty())?;
     let theirs = std::env::var(LAB_KERNEL_VARIABLE).ok();
     let fits = match (kernel, &theirs) {
         (Some(kernel), Some(theirs)) => kernel.name() == theirs,
@@ -67,7 +69,9 @@ fn agent() -> anyhow::Result<PathBuf> {
 /// The workspace that a path is in.
 fn source_tree(path: &Path) -> Option<PathBuf> {
     path.ancestors()
-        .find(|folder| folder.join("cli/Cargo.toml").is_file() && folder.join("lab/Cargo.toml").is_file())
+        .find(|folder| {
+            folder.join("cli/Cargo.toml").is_file() && folder.join("lab/Cargo.toml").is_file()
+        })
         .map(Path::to_owned)
 }
 
@@ -81,7 +85,16 @@ fn build(root: &Path) -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
         .current_dir(root)
-        .args(["build", "--quiet", "--release", "--no-default-features", "-p", "nvmx", "--bin", "nvmx"])
+        .args([
+            "build",
+            "--quiet",
+            "--release",
+            "--no-default-features",
+            "-p",
+            "nvmx",
+            "--bin",
+            "nvmx",
+        ])
         .args(["--target", TARGET, "--target-dir"])
         .arg(&target)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")

@@ -14,9 +14,7 @@ pub fn write(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<
     let failed = |source| Error::io(path, "write", source);
     if path.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) {
         let mut file = File::options().write(true).open(path).map_err(failed)?;
-        return write(&mut file)
-            .and_then(|()| file.flush())
-            .map_err(failed);
+        return write(&mut file).and_then(|()| file.flush()).map_err(failed);
     }
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -30,9 +28,7 @@ pub fn write(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<
         .map_err(failed)?;
     let mut writer = BufWriter::with_capacity(1 << 18, temporary);
     write(&mut writer).map_err(failed)?;
-    let temporary = writer
-        .into_inner()
-        .map_err(|e| failed(e.into_error()))?;
+    let temporary = writer.into_inner().map_err(|e| failed(e.into_error()))?;
     temporary.as_file().sync_all().map_err(failed)?;
     temporary.persist(path).map_err(|e| failed(e.error))?;
     // The rename itself reaches the disk with the folder.
@@ -70,6 +66,9 @@ mod tests {
     #[test]
     fn a_full_device_is_an_error() {
         let error = write(Path::new("/dev/full"), |w| w.write_all(b"x")).unwrap_err();
-        assert!(error.to_string().starts_with("/dev/full: cannot write"), "{error}");
+        assert!(
+            error.to_string().starts_with("/dev/full: cannot write"),
+            "{error}"
+        );
     }
 }

@@ -125,7 +125,11 @@ fn check_fit(vm: &mut dyn Vm, snapshot: &Snapshot) -> Result<()> {
             vm.memory_size()
         )));
     }
-    if snapshot.vcpus.iter().any(|vcpu| vcpu.nested.as_ref().is_some_and(|n| !is_none(n))) {
+    if snapshot
+        .vcpus
+        .iter()
+        .any(|vcpu| vcpu.nested.as_ref().is_some_and(|n| !is_none(n)))
+    {
         vm.capabilities()
             .require(Capability::NestedVmx)
             .map_err(Error::backend("the snapshot holds nested state"))?;

@@ -134,7 +134,10 @@ pub fn compare<'a>(
     runner.drain_dirty()?;
     loop {
         let stops = [runner.advance(0, options)?, runner.advance(1, options)?];
-        progress(runner.result.checkpoints, runner.result.events[0].max(runner.result.events[1]));
+        progress(
+            runner.result.checkpoints,
+            runner.result.events[0].max(runner.result.events[1]),
+        );
         if let Some(outcome) = runner.judge(&stops)? {
             runner.result.outcome = outcome;
             break;
@@ -146,7 +149,10 @@ pub fn compare<'a>(
             break;
         }
         runner.result.checkpoints += 1;
-        if options.checkpoints.is_some_and(|limit| runner.result.checkpoints >= limit) {
+        if options
+            .checkpoints
+            .is_some_and(|limit| runner.result.checkpoints >= limit)
+        {
             break;
         }
     }
@@ -199,9 +205,14 @@ impl Runner<'_> {
         for range in diff.memory.iter().filter_map(|range| range.policy) {
             *self.result.explained.entry(range).or_default() += 1;
         }
-        self.result.not_compared.extend(diff.not_compared.iter().cloned());
+        self.result
+            .not_compared
+            .extend(diff.not_compared.iter().cloned());
         if diff.unexplained() > 0 {
-            what.push(format!("{} unexplained differences of state", diff.unexplained()));
+            what.push(format!(
+                "{} unexplained differences of state",
+                diff.unexplained()
+            ));
         }
         if what.is_empty() {
             return Ok(None);
@@ -243,7 +254,9 @@ impl Runner<'_> {
         }
         for (number, (a, b)) in events[0].iter().zip(&events[1]).enumerate() {
             if !same_event(a, b) {
-                return Some(format!("nested event {number} since the last checkpoint: {a:x?} and {b:x?}"));
+                return Some(format!(
+                    "nested event {number} since the last checkpoint: {a:x?} and {b:x?}"
+                ));
             }
             self.result.compared_events += 1;
         }
@@ -271,7 +284,9 @@ impl Runner<'_> {
         for side in &mut self.sides {
             if side.vm.capabilities().has(Capability::DirtyPages) {
                 let dirty = side.vm.dirty_pages();
-                pages.extend(dirty.map_err(Error::backend(format!("dirty pages of {}", side.name)))?);
+                pages.extend(
+                    dirty.map_err(Error::backend(format!("dirty pages of {}", side.name)))?,
+                );
             } else {
                 all_report = false;
                 let entry = format!("pages that only {} wrote: it keeps no record", side.name);
@@ -284,7 +299,11 @@ impl Runner<'_> {
         let mut snapshots = Vec::new();
         for side in &mut self.sides {
             let size = side.vm.memory_size();
-            let numbers: Vec<u64> = pages.iter().copied().filter(|p| *p < size / PAGE_SIZE).collect();
+            let numbers: Vec<u64> = pages
+                .iter()
+                .copied()
+                .filter(|p| *p < size / PAGE_SIZE)
+                .collect();
             let mut store = PageStore::new(size);
             for batch in numbers.chunks(1024) {
                 let bytes = side
@@ -318,30 +337,60 @@ pub fn same_event(a: &NestedEvent, b: &NestedEvent) -> bool {
     use NestedEvent::{Entry, EntryFailure, Exit};
     match (*a, *b) {
         (
-            Entry { vmcs12: v, l2_rip: r, injected: i },
-            Entry { vmcs12: w, l2_rip: s, injected: j },
+            Entry {
+                vmcs12: v,
+                l2_rip: r,
+                injected: i,
+            },
+            Entry {
+                vmcs12: w,
+                l2_rip: s,
+                injected: j,
+            },
         ) => v == w && r == s && seen(i, j),
         (EntryFailure { error: e }, EntryFailure { error: f }) => seen(e, f),
         (
             Exit {
-                reason: r1, qualification: q1, interruption: i1, error_code: e1,
-                instruction_length: l1, guest_physical: g1, l2_rip: p1,
+                reason: r1,
+                qualification: q1,
+                interruption: i1,
+                error_code: e1,
+                instruction_length: l1,
+                guest_physical: g1,
+                l2_rip: p1,
             },
             Exit {
-                reason: r2, qualification: q2, interruption: i2, error_code: e2,
-                instruction_length: l2, guest_physical: g2, l2_rip: p2,
+                reason: r2,
+                qualification: q2,
+                interruption: i2,
+                error_code: e2,
+                instruction_length: l2,
+                guest_physical: g2,
+                l2_rip: p2,
             },
         ) => {
-            r1 == r2 && seen(q1, q2) && seen(i1, i2) && seen(e1, e2) && seen(l1, l2)
-                && seen(g1, g2) && seen(p1, p2)
+            r1 == r2
+                && seen(q1, q2)
+                && seen(i1, i2)
+                && seen(e1, e2)
+                && seen(l1, l2)
+                && seen(g1, g2)
+                && seen(p1, p2)
         }
         _ => false,
     }
 }
 
-fn first_difference<T: PartialEq + std::fmt::LowerHex>(name: &str, a: &[T], b: &[T]) -> Option<String> {
+fn first_difference<T: PartialEq + std::fmt::LowerHex>(
+    name: &str,
+    a: &[T],
+    b: &[T],
+) -> Option<String> {
     if let Some(at) = a.iter().zip(b).position(|(a, b)| a != b) {
-        return Some(format!("{name} differ at {at}: {:#x} and {:#x}", a[at], b[at]));
+        return Some(format!(
+            "{name} differ at {at}: {:#x} and {:#x}",
+            a[at], b[at]
+        ));
     }
     (a.len() != b.len()).then(|| format!("{name} have {} and {} entries", a.len(), b.len()))
 }
@@ -364,13 +413,22 @@ mod tests {
         assert!(same_event(&exit(10, None), &exit(10, Some(5))));
         assert!(!same_event(&exit(10, Some(4)), &exit(10, Some(5))));
         assert!(!same_event(&exit(10, None), &exit(12, None)));
-        assert!(!same_event(&exit(10, None), &NestedEvent::EntryFailure { error: None }));
+        assert!(!same_event(
+            &exit(10, None),
+            &NestedEvent::EntryFailure { error: None }
+        ));
     }
 
     #[test]
     fn the_first_difference_is_named() {
         assert_eq!(first_difference("x", &[1_u32, 2], &[1, 2]), None);
-        assert_eq!(first_difference("x", &[1_u32, 2], &[1, 3]).unwrap(), "x differ at 1: 0x2 and 0x3");
-        assert_eq!(first_difference("x", &[1_u32], &[1, 3]).unwrap(), "x have 1 and 2 entries");
+        assert_eq!(
+            first_difference("x", &[1_u32, 2], &[1, 3]).unwrap(),
+            "x differ at 1: 0x2 and 0x3"
+        );
+        assert_eq!(
+            first_difference("x", &[1_u32], &[1, 3]).unwrap(),
+            "x have 1 and 2 entries"
+        );
     }
 }

@@ -68,7 +68,10 @@ impl Diff {
         let mut diff = Self::of_rows(&Rows::of(left), &Rows::of(right));
         match (&left.memory, &right.memory) {
             (Some(a), Some(b)) => {
-                let regions = vmcs_regions(left).union(&vmcs_regions(right)).copied().collect();
+                let regions = vmcs_regions(left)
+                    .union(&vmcs_regions(right))
+                    .copied()
+                    .collect();
                 diff.memory = memory(a, b, &regions);
                 if a.memory_size() != b.memory_size() {
                     diff.rows.push(Difference {
@@ -151,14 +154,18 @@ impl Diff {
     #[must_use]
     pub fn unexplained(&self) -> usize {
         let rows = self.rows.iter().filter(|row| row.class.is_unexplained());
-        let memory = self.memory.iter().filter(|range| range.class.is_unexplained());
+        let memory = self
+            .memory
+            .iter()
+            .filter(|range| range.class.is_unexplained());
         rows.count() + memory.count()
     }
 }
 
 /// Equal, or one missing where the other is all zero bytes.
 fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
-    let zero = |value: &Value| matches!(value, Value::Bytes(bytes) if bytes.iter().all(|b| *b == 0));
+    let zero =
+        |value: &Value| matches!(value, Value::Bytes(bytes) if bytes.iter().all(|b| *b == 0));
     match (a, b) {
         (Some(Value::Bytes(a)), Some(Value::Bytes(b))) => {
             let common = a.len().min(b.len());
@@ -173,10 +180,15 @@ fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
 /// Pages that hold the VMXON region, the current vmcs12 or its shadow.
 fn vmcs_regions(snapshot: &Snapshot) -> BTreeSet<u64> {
     use nvmx_core::vmx::Field;
-    let nested = snapshot.vcpus.iter().filter_map(|vcpu| vcpu.nested.as_ref());
+    let nested = snapshot
+        .vcpus
+        .iter()
+        .filter_map(|vcpu| vcpu.nested.as_ref());
     nested
         .flat_map(|nested| {
-            let link = nested.vmcs12().map(|vmcs| vmcs.get(Field::VMCS_LINK_POINTER));
+            let link = nested
+                .vmcs12()
+                .map(|vmcs| vmcs.get(Field::VMCS_LINK_POINTER));
             [
                 nested.vmxon_pa().map(|pa| pa.0),
                 nested.vmcs12_pa().map(|pa| pa.0),
@@ -231,7 +243,11 @@ impl fmt::Display for Diff {
             Class::NotCaptured,
         ] {
             let rows: Vec<_> = self.rows.iter().filter(|row| row.class == class).collect();
-            let memory: Vec<_> = self.memory.iter().filter(|range| range.class == class).collect();
+            let memory: Vec<_> = self
+                .memory
+                .iter()
+                .filter(|range| range.class == class)
+                .collect();
             if rows.is_empty() && memory.is_empty() {
                 continue;
             }
@@ -298,7 +314,10 @@ mod tests {
         edit(&mut right);
         let diff = Diff::of(&left, &right);
         assert_eq!(diff.rows.len() + diff.memory.len(), 1, "{diff}");
-        diff.rows.first().map(|row| row.class).unwrap_or_else(|| diff.memory[0].class)
+        diff.rows
+            .first()
+            .map(|row| row.class)
+            .unwrap_or_else(|| diff.memory[0].class)
     }
 
     fn nested(snapshot: &mut Snapshot) -> &mut NestedState {
@@ -321,15 +340,27 @@ mod tests {
     #[test]
     fn each_kind_of_difference_is_told_apart() {
         use Class::{Architectural, Implementation, Time};
-        assert_eq!(class_of(|s| vmcs12(s).set(Field::GUEST_RIP, 1)), Architectural);
+        assert_eq!(
+            class_of(|s| vmcs12(s).set(Field::GUEST_RIP, 1)),
+            Architectural
+        );
         assert_eq!(class_of(|s| vmcs12(s).set_abort(1)), Implementation);
-        assert_eq!(class_of(|s| vmcs12(s).bytes_mut()[2000] = 1), Implementation);
-        assert_eq!(class_of(|s| s.vcpus[0].cpu.regs.as_mut().unwrap().rip = 1), Architectural);
+        assert_eq!(
+            class_of(|s| vmcs12(s).bytes_mut()[2000] = 1),
+            Implementation
+        );
+        assert_eq!(
+            class_of(|s| s.vcpus[0].cpu.regs.as_mut().unwrap().rip = 1),
+            Architectural
+        );
         let msrs = |s: &mut Snapshot, n, v| s.vcpus[0].cpu.msrs.as_mut().unwrap().insert(n, v);
         assert_eq!(class_of(|s| _ = msrs(s, 0x10, 6)), Time);
         assert_eq!(class_of(|s| _ = msrs(s, 0xc000_0080, 1)), Architectural);
         assert_eq!(class_of(|s| _ = msrs(s, 0x1d9, 1)), Class::NotCaptured);
-        assert_eq!(class_of(|s| s.memory.as_mut().unwrap().set(3, &[1; PAGE])), Architectural);
+        assert_eq!(
+            class_of(|s| s.memory.as_mut().unwrap().set(3, &[1; PAGE])),
+            Architectural
+        );
     }
 
     #[test]
@@ -349,7 +380,10 @@ mod tests {
         let ar = AccessRights::from_bits_retain;
         assert_eq!(class_of(|s| sregs(s).cs.ar = ar(1)), Class::Explained);
         assert_eq!(class_of(|s| sregs(s).cs.ar = ar(2)), Class::Architectural);
-        assert_eq!(class_of(|s| sregs(s).cs.ar = ar(0x81)), Class::Architectural);
+        assert_eq!(
+            class_of(|s| sregs(s).cs.ar = ar(0x81)),
+            Class::Architectural
+        );
         let unusable = |edit: fn(&mut Snapshot)| {
             let (mut left, mut right) = (sample(), sample());
             for side in [&mut left, &mut right] {
@@ -362,15 +396,23 @@ mod tests {
         assert_eq!(unusable(|s| sregs(s).fs.limit = 9), Class::Explained);
         assert_eq!(unusable(|s| sregs(s).fs.base = 9), Class::Architectural);
         assert_eq!(unusable(|s| sregs(s).fs.selector = 9), Class::Architectural);
-        assert_eq!(unusable(|s| vmcs12(s).set(Field::GUEST_DS_LIMIT, 9)), Class::Explained);
-        assert_eq!(unusable(|s| vmcs12(s).set(Field::GUEST_ES_LIMIT, 9)), Class::Architectural);
+        assert_eq!(
+            unusable(|s| vmcs12(s).set(Field::GUEST_DS_LIMIT, 9)),
+            Class::Explained
+        );
+        assert_eq!(
+            unusable(|s| vmcs12(s).set(Field::GUEST_ES_LIMIT, 9)),
+            Class::Architectural
+        );
     }
 
     #[test]
     fn the_vmcs_region_in_memory_is_not_the_guests_business() {
         let (mut left, mut right) = (sample(), sample());
         for side in [&mut left, &mut right] {
-            nested(side).header_mut().set_vmcs12_pa(Some(nvmx_core::addr::L1Phys(0x3000)));
+            nested(side)
+                .header_mut()
+                .set_vmcs12_pa(Some(nvmx_core::addr::L1Phys(0x3000)));
         }
         for page in [3, 4] {
             right.memory.as_mut().unwrap().set(page, &[1; PAGE]);
@@ -391,7 +433,12 @@ mod tests {
         assert!(diff.is_empty());
         assert_eq!(
             diff.not_compared,
-            ["vcpu0.msrs (right only)", "vcpu0.regs (right only)", "vcpu0.sregs (right only)", "memory (right only)"]
+            [
+                "vcpu0.msrs (right only)",
+                "vcpu0.regs (right only)",
+                "vcpu0.sregs (right only)",
+                "memory (right only)"
+            ]
         );
     }
 }

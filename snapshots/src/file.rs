@@ -57,8 +57,8 @@ fn load_text(path: &Path, limits: &Limits, depth: usize) -> Result<Snapshot> {
             "not text, so no snapshot of ours; raw kernel bytes need a name ending in .bin",
         )
     })?;
-    let (mut snapshot, memory) = document::from_text(&text)
-        .map_err(|e| Error::content(path, e.place, e.reason))?;
+    let (mut snapshot, memory) =
+        document::from_text(&text).map_err(|e| Error::content(path, e.place, e.reason))?;
     if let Some(memory) = memory {
         snapshot.memory = Some(load_memory(path, &memory, limits, depth)?);
     }
@@ -208,7 +208,10 @@ fn save_memory(
 
 /// The kernel's bytes of the one vCPU that has nested state.
 fn raw_of(snapshot: &Snapshot) -> Result<Vec<u8>, String> {
-    let mut nested = snapshot.vcpus.iter().filter_map(|vcpu| vcpu.nested.as_ref());
+    let mut nested = snapshot
+        .vcpus
+        .iter()
+        .filter_map(|vcpu| vcpu.nested.as_ref());
     match (nested.next(), nested.next()) {
         (Some(one), None) => Ok(one.to_bytes()),
         (None, _) => Err("the snapshot holds no nested state to write as raw bytes".into()),

@@ -213,7 +213,10 @@ impl Sparse {
     /// Decodes; at most `limit` bytes, since the length is the file's word only.
     pub fn to_bytes(&self, limit: u64) -> Result<Vec<u8>, String> {
         if self.length > limit {
-            return Err(format!("length: {} bytes, at most {limit} are possible", self.length));
+            return Err(format!(
+                "length: {} bytes, at most {limit} are possible",
+                self.length
+            ));
         }
         let mut bytes = vec![0; self.length as usize];
         apply(&mut bytes, &self.bytes)?;
@@ -228,8 +231,14 @@ mod tests {
     #[test]
     fn numbers_are_hexadecimal_in_ron_and_strings_in_json() {
         assert_eq!(ron::to_string(&Hex(0x8000_0031)).unwrap(), "0x80000031");
-        assert_eq!(ron::from_str::<Hex>("0x80000031").unwrap(), Hex(0x8000_0031));
-        assert_eq!(ron::from_str::<Hex>("0xffffffffffffffff").unwrap(), Hex(u64::MAX));
+        assert_eq!(
+            ron::from_str::<Hex>("0x80000031").unwrap(),
+            Hex(0x8000_0031)
+        );
+        assert_eq!(
+            ron::from_str::<Hex>("0xffffffffffffffff").unwrap(),
+            Hex(u64::MAX)
+        );
         assert!(ron::from_str::<Hex>("0x1ffffffffffffffff").is_err());
         assert!(ron::from_str::<Hex>("-1").is_err());
     }
@@ -246,10 +255,16 @@ mod tests {
         assert!(sparse.to_bytes(63).is_err());
         let beyond = Sparse {
             length: 4,
-            bytes: vec![Patch { at: Hex(3), hex: HexBytes(vec![1, 2]) }],
+            bytes: vec![Patch {
+                at: Hex(3),
+                hex: HexBytes(vec![1, 2]),
+            }],
         };
         assert!(beyond.to_bytes(64).unwrap_err().contains("offset 0x3"));
-        let wraps = Patch { at: Hex(u64::MAX), hex: HexBytes(vec![1]) };
+        let wraps = Patch {
+            at: Hex(u64::MAX),
+            hex: HexBytes(vec![1]),
+        };
         assert!(apply(&mut [0; 4], &[wraps]).is_err());
     }
 

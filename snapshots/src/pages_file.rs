@@ -66,9 +66,11 @@ pub fn write(path: &Path, store: &PageStore, base: Option<&PageStore>) -> Result
         }
     }
     let source = if base.is_some() { &delta } else { store };
-    let (bytes, identity) =
-        encode(source, base.map(|_| zeroed.as_slice())).map_err(|e| Error::io(path, "compress", e))?;
-    atomic::write(path, |w| bytes.iter().try_for_each(|part| w.write_all(part)))?;
+    let (bytes, identity) = encode(source, base.map(|_| zeroed.as_slice()))
+        .map_err(|e| Error::io(path, "compress", e))?;
+    atomic::write(path, |w| {
+        bytes.iter().try_for_each(|part| w.write_all(part))
+    })?;
     Ok(identity)
 }
 
@@ -80,7 +82,12 @@ fn encode(store: &PageStore, zeroed: Option<&[u64]>) -> std::io::Result<(Vec<Vec
         .iter()
         .map(|&(page, _)| (page, packed.intern(store.page(page)).0))
         .collect();
-    entries.extend(zeroed.unwrap_or_default().iter().map(|&page| (page, ZEROED)));
+    entries.extend(
+        zeroed
+            .unwrap_or_default()
+            .iter()
+            .map(|&page| (page, ZEROED)),
+    );
     entries.sort_unstable();
 
     let chunks = packed
@@ -147,15 +154,24 @@ pub fn decode(path: &Path, input: &mut dyn Read, limits: &Limits) -> Result<Page
     let mut header = [0; HEADER];
     read_exactly(path, input, &mut header, "header")?;
     if &header[..8] != MAGIC {
-        return Err(bad("byte 0".into(), "not a page file: the magic number is not NVMXPAGE"));
+        return Err(bad(
+            "byte 0".into(),
+            "not a page file: the magic number is not NVMXPAGE",
+        ));
     }
     if u32_at(&header, 8) != VERSION {
-        let reason = format!("version {}, this program reads {VERSION}", u32_at(&header, 8));
+        let reason = format!(
+            "version {}, this program reads {VERSION}",
+            u32_at(&header, 8)
+        );
         return Err(bad("byte 8".into(), &reason));
     }
     let identity = u32_at(&header, HEADER - 4);
     if crc32fast::hash(&header[..HEADER - 4]) != identity {
-        return Err(bad("header".into(), "checksum mismatch: the file is damaged"));
+        return Err(bad(
+            "header".into(),
+            "checksum mismatch: the file is damaged",
+        ));
     }
     let flags = u32_at(&header, 12);
     if flags & !DELTA != 0 {
@@ -168,7 +184,10 @@ pub fn decode(path: &Path, input: &mut dyn Read, limits: &Limits) -> Result<Page
         return Err(too_large(path, memory_size, limits.memory));
     }
     if !memory_size.is_multiple_of(PAGE as u64) || entries > memory_size / PAGE as u64 {
-        return Err(bad("header".into(), "more pages than the memory has, or a partial page"));
+        return Err(bad(
+            "header".into(),
+            "more pages than the memory has, or a partial page",
+        ));
     }
     if distinct > entries {
         return Err(bad("header".into(), "more contents than pages"));
@@ -192,13 +211,20 @@ pub fn decode(path: &Path, input: &mut dyn Read, limits: &Limits) -> Result<Page
         .and_then(|decoder| decoder.take(index_length + 1).read_to_end(&mut index))
         .map_err(|e| bad("index".into(), &format!("cannot be unpacked: {e}")))?;
     if index.len() as u64 != index_length || crc32fast::hash(&index) != index_crc {
-        return Err(bad("index".into(), "wrong length or checksum: the file is damaged"));
+        return Err(bad(
+            "index".into(),
+            "wrong length or checksum: the file is damaged",
+        ));
     }
 
     let (entry_bytes, table) = index.split_at((entries * ENTRY as u64) as usize);
     let mut store = PageStore::new(memory_size);
     read_chunks(path, input, table, distinct as usize, &mut store)?;
-    if input.read(&mut [0]).map_err(|e| Error::io(path, "read", e))? != 0 {
+    if input
+        .read(&mut [0])
+        .map_err(|e| Error::io(path, "read", e))?
+        != 0
+    {
         return Err(bad("end".into(), "bytes follow the last chunk"));
     }
     let (index, zeroed) = read_index(path, entry_bytes, flags & DELTA != 0, &store)?;
@@ -243,7 +269,11 @@ fn read_chunks(
             let pages = left.min(CHUNK_PAGES);
             left -= pages;
             if length > zstd::zstd_safe::compress_bound(CHUNK_PAGES * PAGE) {
-                return Err(Error::content(path, place, format!("impossible length {length}")));
+                return Err(Error::content(
+                    path,
+                    place,
+                    format!("impossible length {length}"),
+                ));
             }
             let mut bytes = vec![0; length];
             read_exactly(path, input, &mut bytes, &place)?;
@@ -251,16 +281,32 @@ fn read_chunks(
         }
         let unpacked: Vec<_> = packed
             .par_iter()
-            .map(|(place, bytes, length, crc)| match zstd::bulk::decompress(bytes, *length) {
-                Ok(chunk) if chunk.len() == *length && crc32fast::hash(&chunk) == *crc => Ok(chunk),
-                Ok(_) => Err(Error::content(path, place, "wrong length or checksum: the file is damaged")),
-                Err(e) => Err(Error::content(path, place, format!("cannot be unpacked: {e}"))),
-            })
+            .map(
+                |(place, bytes, length, crc)| match zstd::bulk::decompress(bytes, *length) {
+                    Ok(chunk) if chunk.len() == *length && crc32fast::hash(&chunk) == *crc => {
+                        Ok(chunk)
+                    }
+                    Ok(_) => Err(Error::content(
+                        path,
+                        place,
+                        "wrong length or checksum: the file is damaged",
+                    )),
+                    Err(e) => Err(Error::content(
+                        path,
+                        place,
+                        format!("cannot be unpacked: {e}"),
+                    )),
+                },
+            )
             .collect::<Result<_>>()?;
         for (chunk, (place, ..)) in unpacked.iter().zip(&packed) {
             for bytes in chunk.as_chunks::<PAGE>().0 {
                 if *bytes == [0; PAGE] || !store.intern(bytes).1 {
-                    return Err(Error::content(path, place, "a page that is zero or stands there twice"));
+                    return Err(Error::content(
+                        path,
+                        place,
+                        "a page that is zero or stands there twice",
+                    ));
                 }
             }
         }
@@ -369,6 +415,11 @@ mod tests {
         table.extend(crc32fast::hash(&vec![1; CHUNK_PAGES * PAGE]).to_le_bytes());
         let mut store = PageStore::new(4 << 20);
         let error = read_chunks(Path::new("x"), &mut &chunk[..], &table, 256, &mut store);
-        assert!(error.unwrap_err().to_string().contains("stands there twice"));
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("stands there twice")
+        );
     }
 }

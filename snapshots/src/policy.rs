@@ -74,7 +74,10 @@ impl Situation<'_> {
     /// A number elsewhere in the same vCPU, on both sides.
     fn both(&self, name: &str) -> Option<(u64, u64)> {
         let path = format!("{}.{name}", self.vcpu);
-        Some((self.left_rows.number(&path)?, self.right_rows.number(&path)?))
+        Some((
+            self.left_rows.number(&path)?,
+            self.right_rows.number(&path)?,
+        ))
     }
 
     /// The access rights of the segment that a row belongs to, on both sides.
@@ -171,7 +174,11 @@ pub const POLICIES: &[Policy] = &[
     Policy {
         id: "vmcs12-padding",
         class: Class::Implementation,
-        paths: &["nested.*vmcs12.padding+*", "nested.header_padding", "nested.rest"],
+        paths: &[
+            "nested.*vmcs12.padding+*",
+            "nested.header_padding",
+            "nested.rest",
+        ],
         when: ALWAYS,
         reason: "no field lies there; KVM_SET_NESTED_STATE copies only the first 998 bytes of a vmcs12",
     },
@@ -192,7 +199,8 @@ pub const POLICIES: &[Policy] = &[
             let fs_gs_base = [".fs.base", ".gs.base", "_FS_BASE", "_GS_BASE"];
             s.is_segment_row(&suffixes)
                 && !fs_gs_base.iter().any(|base| s.name.ends_with(base))
-                && s.access_rights().is_some_and(|(a, b)| a & b & UNUSABLE != 0)
+                && s.access_rights()
+                    .is_some_and(|(a, b)| a & b & UNUSABLE != 0)
         },
         reason: "KVM normalises the hidden part of an unusable segment; the SDM gives it no meaning beyond the bit itself",
     },
@@ -211,7 +219,10 @@ pub const POLICIES: &[Policy] = &[
         id: "stale-pdptes",
         class: Class::Explained,
         paths: &["sregs.pdptr?"],
-        when: |s| s.both("sregs.pdptrs_valid").is_some_and(|(a, b)| a | b == 0),
+        when: |s| {
+            s.both("sregs.pdptrs_valid")
+                .is_some_and(|(a, b)| a | b == 0)
+        },
         reason: "the PDPTE registers have no meaning without PAE paging",
     },
     Policy {
@@ -235,7 +246,11 @@ pub const POLICIES: &[Policy] = &[
     Policy {
         id: "xsave-header",
         class: Class::Implementation,
-        paths: &["xsave.xstate_bv", "xsave.xcomp_bv", "xsave.software_available*"],
+        paths: &[
+            "xsave.xstate_bv",
+            "xsave.xcomp_bv",
+            "xsave.software_available*",
+        ],
         when: ALWAYS,
         reason: "XSAVE may or may not track a component as in its initial state (SDM Vol. 1 \"XSAVE-Managed State\"); the components are compared",
     },
@@ -279,7 +294,11 @@ pub const POLICIES: &[Policy] = &[
 #[must_use]
 pub fn explain(situation: &Situation<'_>) -> Option<&'static Policy> {
     POLICIES.iter().find(|policy| {
-        policy.paths.iter().any(|path| matches(path, situation.name)) && (policy.when)(situation)
+        policy
+            .paths
+            .iter()
+            .any(|path| matches(path, situation.name))
+            && (policy.when)(situation)
     })
 }
 
@@ -305,7 +324,10 @@ mod tests {
     #[test]
     fn patterns_fit_as_they_say() {
         assert!(matches("nested.*vmcs12.abort", "nested.vmcs12.abort"));
-        assert!(matches("nested.*vmcs12.abort", "nested.shadow_vmcs12.abort"));
+        assert!(matches(
+            "nested.*vmcs12.abort",
+            "nested.shadow_vmcs12.abort"
+        ));
         assert!(!matches("sregs.pdptr?", "sregs.pdptrs_valid"));
         assert!(matches("msrs.*", "msrs.0x10"));
     }
@@ -314,7 +336,11 @@ mod tests {
     fn ids_are_unique_and_reasons_are_given() {
         for (i, policy) in POLICIES.iter().enumerate() {
             assert!(policy.reason.len() > 20, "{}", policy.id);
-            assert!(POLICIES[..i].iter().all(|other| other.id != policy.id), "{} twice", policy.id);
+            assert!(
+                POLICIES[..i].iter().all(|other| other.id != policy.id),
+                "{} twice",
+                policy.id
+            );
         }
     }
 }

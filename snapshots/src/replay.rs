@@ -58,7 +58,9 @@ pub fn run(
     let (stop, reached) = loop {
         let events = driver.events().len() as u64;
         progress(events);
-        let left = until.time.map(|limit| limit.saturating_sub(start.elapsed()));
+        let left = until
+            .time
+            .map(|limit| limit.saturating_sub(start.elapsed()));
         if left.is_some_and(|left| left.is_zero()) {
             break (Stop::Budget, false);
         }
@@ -70,14 +72,18 @@ pub fn run(
         }
         let budget = Budget {
             instructions: until.instructions,
-            nested_events: until.nested_events.map(|limit| limit.saturating_sub(events)),
+            nested_events: until
+                .nested_events
+                .map(|limit| limit.saturating_sub(events)),
             time: left,
         };
         let stop = driver.run(vm, budget).map_err(failed)?;
         match stop {
             Stop::Checkpoint(id) => {
                 checkpoints.push(id);
-                let enough = until.checkpoints.is_some_and(|n| checkpoints.len() as u64 >= n)
+                let enough = until
+                    .checkpoints
+                    .is_some_and(|n| checkpoints.len() as u64 >= n)
                     || until.checkpoint_id == Some(id);
                 if enough {
                     break (stop, true);
@@ -88,7 +94,8 @@ pub fn run(
                 let by_events = until
                     .nested_events
                     .is_some_and(|limit| driver.events().len() as u64 >= limit);
-                let reached = by_events || until.instructions.is_some() || (timed_out && only_time(until));
+                let reached =
+                    by_events || until.instructions.is_some() || (timed_out && only_time(until));
                 break (stop, reached);
             }
             _ => break (stop, false),

@@ -378,7 +378,10 @@ mod tests {
     #[test]
     fn paths_name_their_part() {
         assert_eq!(Rows::part_of("vcpu0.msrs.IA32_EFER"), "vcpu0.msrs");
-        assert_eq!(Rows::part_of("vcpu0.nested.vmcs12.GUEST_RIP"), "vcpu0.nested");
+        assert_eq!(
+            Rows::part_of("vcpu0.nested.vmcs12.GUEST_RIP"),
+            "vcpu0.nested"
+        );
         assert_eq!(Rows::part_of("memory"), "memory");
     }
 }

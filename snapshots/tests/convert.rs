@@ -45,7 +45,10 @@ fn files_of_both_kinds_come_back() {
 fn a_state_that_is_too_short_names_file_and_reason() {
     let error = file::from_raw(Path::new("dir/short.bin"), &[0; 127]).unwrap_err();
     let text = error.to_string();
-    assert!(text.starts_with("dir/short.bin: kvm_nested_state: "), "{text}");
+    assert!(
+        text.starts_with("dir/short.bin: kvm_nested_state: "),
+        "{text}"
+    );
     assert!(text.contains("127"), "{text}");
 }
 

@@ -121,32 +121,68 @@ fn fifty_thousand_raw_states() {
             }
         }
     });
-    assert!((1000..50_000).contains(&accepted), "{accepted} accepted: not a useful mix");
+    assert!(
+        (1000..50_000).contains(&accepted),
+        "{accepted} accepted: not a useful mix"
+    );
 }
 
 #[test]
 fn fifty_thousand_texts() {
     let path = Path::new("hostile.ron");
     let mut texts: Vec<String> = Vec::new();
-    for (path, bytes) in originals().iter().filter(|(_, bytes)| bytes.len() > 128).step_by(6) {
+    for (path, bytes) in originals()
+        .iter()
+        .filter(|(_, bytes)| bytes.len() > 128)
+        .step_by(6)
+    {
         texts.push(file::to_text(&file::from_raw(path, bytes).unwrap()).unwrap());
     }
     texts.push(file::to_text(&full()).unwrap());
     let words = [
-        "(", ")", "[", "]", "{", "}", ",", ":", "-1", "0x", "0xffffffffffffffffff", "1e999", "\"", "'", "Some(", "None", "//",
-        "/*", "r#", "\u{1F600}", "\0", "GUEST_RIP: 0x1, ", "format: 2, ", "vcpus: [", "hex: \"zz\"", "true", "length: 9999999999",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        ":",
+        "-1",
+        "0x",
+        "0xffffffffffffffffff",
+        "1e999",
+        "\"",
+        "'",
+        "Some(",
+        "None",
+        "//",
+        "/*",
+        "r#",
+        "\u{1F600}",
+        "\0",
+        "GUEST_RIP: 0x1, ",
+        "format: 2, ",
+        "vcpus: [",
+        "hex: \"zz\"",
+        "true",
+        "length: 9999999999",
         "((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((",
     ];
     let accepted = run(50_000, |random| {
         let mut bytes = random.pick(&texts).clone().into_bytes();
         if random.below(2) == 0 {
             // Another digit: most of these are snapshots still.
-            let digits: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at].is_ascii_hexdigit()).collect();
+            let digits: Vec<usize> = (0..bytes.len())
+                .filter(|at| bytes[*at].is_ascii_hexdigit())
+                .collect();
             bytes[*random.pick(&digits)] = *random.pick(b"0123456789abcdefF-");
         } else {
             mutate(&mut bytes, random, &words);
         }
-        let Ok(text) = String::from_utf8(bytes) else { return false };
+        let Ok(text) = String::from_utf8(bytes) else {
+            return false;
+        };
         match file::from_text(path, &text) {
             Ok(snapshot) => {
                 if random.below(8) == 0 {
@@ -160,28 +196,43 @@ fn fifty_thousand_texts() {
             }
         }
     });
-    assert!((1000..50_000).contains(&accepted), "{accepted} accepted: not a useful mix");
+    assert!(
+        (1000..50_000).contains(&accepted),
+        "{accepted} accepted: not a useful mix"
+    );
 }
 
 /// A snapshot with every part.
 fn full() -> Snapshot {
-    use nvmx_core::x86::{CpuState, DebugRegs, MpState, Regs, Sregs, VcpuEvents, cpuid::CpuidEntry};
+    use nvmx_core::x86::{
+        CpuState, DebugRegs, MpState, Regs, Sregs, VcpuEvents, cpuid::CpuidEntry,
+    };
     let mut snapshot = Snapshot::default();
     let mut xsave = vec![0; 4096];
     xsave[0] = 0x7f;
     xsave[600] = 9;
     snapshot.vcpus.push(nvmx_snapshots::VcpuSnapshot {
         cpu: CpuState {
-            cpuid: Some(vec![CpuidEntry { leaf: 1, eax: 0x706e5, ..CpuidEntry::default() }]),
+            cpuid: Some(vec![CpuidEntry {
+                leaf: 1,
+                eax: 0x706e5,
+                ..CpuidEntry::default()
+            }]),
             tsc_khz: Some(2_000_000),
             sregs: Some(Sregs::default()),
             msrs: Some([(0x10, 1), (0xc000_0080, 0x500), (0x123, 4)].into()),
             xcr0: Some(7),
             xsave: Some(xsave),
-            events: Some(VcpuEvents { exception_error_code: Some(2), ..VcpuEvents::default() }),
+            events: Some(VcpuEvents {
+                exception_error_code: Some(2),
+                ..VcpuEvents::default()
+            }),
             mp_state: Some(MpState::Halted),
             debug: Some(DebugRegs::default()),
-            regs: Some(Regs { rip: 0x1000, ..Regs::default() }),
+            regs: Some(Regs {
+                rip: 0x1000,
+                ..Regs::default()
+            }),
             lapic: Some(vec![0xff; 1024]),
         },
         nested: None,
@@ -206,7 +257,10 @@ fn twenty_thousand_page_files() {
     }
     pages_file::write(&path, &store, None).unwrap();
     let original = std::fs::read(&path).unwrap();
-    let limits = Limits { memory: 1 << 30, ..Limits::default() };
+    let limits = Limits {
+        memory: 1 << 30,
+        ..Limits::default()
+    };
     run(20_000, |random| {
         let mut bytes = original.clone();
         mutate(&mut bytes, random, &[]);
@@ -229,24 +283,46 @@ fn what_a_text_may_not_claim() {
         ("(format: 1, vcpus: [], extra: 1)", "extra"),
         (&format!("{head}xcr0: 0x1ffffffffffffffff))])"), "line 1"),
         (&format!("{head}msrs: {{\"NO_MSR\": 1}}))])"), "NO_MSR"),
-        (&format!("{head}msrs: {{\"IA32_EFER\": 1, \"0xc0000080\": 2}}))])"), "twice"),
-        (&format!("{head}lapic: (length: 18446744073709551615, bytes: [])))])"), "length"),
-        (&format!("{head}lapic: (length: 16, bytes: [(at: 15, hex: \"0000\")])))])"), "reach beyond"),
+        (
+            &format!("{head}msrs: {{\"IA32_EFER\": 1, \"0xc0000080\": 2}}))])"),
+            "twice",
+        ),
+        (
+            &format!("{head}lapic: (length: 18446744073709551615, bytes: [])))])"),
+            "length",
+        ),
+        (
+            &format!("{head}lapic: (length: 16, bytes: [(at: 15, hex: \"0000\")])))])"),
+            "reach beyond",
+        ),
     ] {
-        let error = file::from_text(Path::new("x.ron"), text).unwrap_err().to_string();
-        assert!(error.starts_with("x.ron: ") && error.contains(reason), "{text}: {error}");
+        let error = file::from_text(Path::new("x.ron"), text)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("x.ron: ") && error.contains(reason),
+            "{text}: {error}"
+        );
     }
     let nested = |inner: &str| {
-        format!("(format: 1, vcpus: [(nested: (flags: 0, format: 0, size: 0, vmxon_pa: 0, vmcs12_pa: 0, {inner}))])")
+        format!(
+            "(format: 1, vcpus: [(nested: (flags: 0, format: 0, size: 0, vmxon_pa: 0, vmcs12_pa: 0, {inner}))])"
+        )
     };
-    let vmcs = |inner: &str| nested(&format!("vmcs12: (revision: 0, abort: 0, launch_state: 0, fields: ({inner}))"));
+    let vmcs = |inner: &str| {
+        nested(&format!(
+            "vmcs12: (revision: 0, abort: 0, launch_state: 0, fields: ({inner}))"
+        ))
+    };
     for (text, reason) in [
         (nested("smm_flags: 0x10000"), "smm_flags"),
         (vmcs("NO_FIELD: 1"), "NO_FIELD"),
         (vmcs("GUEST_CS_SELECTOR: 0x10000"), "16 bits"),
         (vmcs("GUEST_RIP: 1, GUEST_RIP: 2"), "twice"),
     ] {
-        let error = file::from_text(Path::new("x.ron"), &text).unwrap_err().to_string();
+        let error = file::from_text(Path::new("x.ron"), &text)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(reason), "{text}: {error}");
     }
     assert!(file::from_text(Path::new("x.ron"), &vmcs("GUEST_RIP: 1")).is_ok());
@@ -280,7 +356,9 @@ fn memory_files_are_found_beside_and_nowhere_else() {
         assert!(error.contains(reason), "{error}");
     }
     // A snapshot that is its own base would never end.
-    let looped = std::fs::read_to_string(at("b.ron")).unwrap().replace("\"a.ron\"", "\"b.ron\"");
+    let looped = std::fs::read_to_string(at("b.ron"))
+        .unwrap()
+        .replace("\"a.ron\"", "\"b.ron\"");
     std::fs::write(at("b.ron"), looped).unwrap();
     let error = nvmx_snapshots::load(&at("b.ron")).unwrap_err().to_string();
     assert!(error.contains("stand on each other"), "{error}");

@@ -18,10 +18,17 @@ fn states_are_explained() {
 
 #[test]
 fn differences_are_listed_with_their_kinds() {
-    insta::assert_snapshot!("diff_state-05_state-06", Diff::of(&state("state-05.bin"), &state("state-06.bin")).to_string());
+    insta::assert_snapshot!(
+        "diff_state-05_state-06",
+        Diff::of(&state("state-05.bin"), &state("state-06.bin")).to_string()
+    );
     insta::assert_snapshot!(
         "diff_preemption-timer",
-        Diff::of(&state("preemption-timer-01.bin"), &state("preemption-timer-02.bin")).to_string()
+        Diff::of(
+            &state("preemption-timer-01.bin"),
+            &state("preemption-timer-02.bin")
+        )
+        .to_string()
     );
 }
 

@@ -22,7 +22,11 @@ pub(crate) fn run(options: &Compare) -> anyhow::Result<u8> {
     boot(&mut left, &guest)?;
     boot(&mut right, &guest)?;
     let name = |spec: &Spec, other: &Spec, side: &str| {
-        if spec == other { format!("{spec} ({side})") } else { spec.to_string() }
+        if spec == other {
+            format!("{spec} ({side})")
+        } else {
+            spec.to_string()
+        }
     };
     let bar = output::spinner(format!("comparing {}", options.guest.image));
     let result = compare::compare(
@@ -114,7 +118,11 @@ fn describe(image: &str, result: &Comparison, kept: &[PathBuf]) -> String {
     let (word, why) = outcome(result);
     let mut text = format!(
         "{image}: {word}\n  {} checkpoints, {} and {} nested events, {} of them compared, {} pages compared\n",
-        result.checkpoints, result.events[0], result.events[1], result.compared_events, result.compared_pages
+        result.checkpoints,
+        result.events[0],
+        result.events[1],
+        result.compared_events,
+        result.compared_pages
     );
     if let Some(why) = why {
         let _ = writeln!(text, "  {why}");

@@ -73,7 +73,10 @@ fn with_command(options: &LabRun) -> anyhow::Result<u8> {
         output::complain(&error.to_string());
     }
     // Ended by a signal: trouble.
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(TROUBLE))
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(TROUBLE))
 }
 
 /// One client after the other; what the lab says while there is none belongs to one that has gone.
@@ -103,7 +106,12 @@ fn serve(mut client: TcpStream, lab: LabStream) -> std::io::Result<()> {
                         return;
                     }
                 }
-                Err(e) if matches!(e.kind(), std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock) => {
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock
+                    ) =>
+                {
                     if is_gone.try_recv().is_ok() {
                         return;
                     }

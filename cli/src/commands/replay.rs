@@ -13,7 +13,11 @@ use serde_json::json;
 pub(crate) fn run(options: &Replay) -> anyhow::Result<u8> {
     let limit = time(options.timeout)?;
     let snapshot = nvmx_snapshots::load(&options.file)?;
-    let expected = options.expect.as_deref().map(nvmx_snapshots::load).transpose()?;
+    let expected = options
+        .expect
+        .as_deref()
+        .map(nvmx_snapshots::load)
+        .transpose()?;
     let Some(memory) = snapshot.memory.as_ref().filter(|_| snapshot.is_runnable()) else {
         bail!(
             "{}: cannot be run: it lacks memory or registers; take one with `nvmx snapshot`",
@@ -47,7 +51,10 @@ pub(crate) fn run(options: &Replay) -> anyhow::Result<u8> {
     }
     let diff = expected.map(|expected| Diff::of(&expected, &reached));
     let to_the_end = options.checkpoints.is_none() && options.events.is_none();
-    let poisoned = matches!(outcome.stop, Stop::Budget | Stop::Unsupported(_) | Stop::InternalError { .. } | Stop::FailEntry(_));
+    let poisoned = matches!(
+        outcome.stop,
+        Stop::Budget | Stop::Unsupported(_) | Stop::InternalError { .. } | Stop::FailEntry(_)
+    );
     let got_there = outcome.reached || (to_the_end && !poisoned);
     if options.json {
         output::print_json(&json!({

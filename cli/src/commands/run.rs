@@ -32,7 +32,10 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<u8> {
             Stop::Checkpoint(_) => checkpoints += 1,
             stop => break stop,
         }
-        bar.set_message(format!("{}: {checkpoints} checkpoints, {events} nested events", options.guest.image));
+        bar.set_message(format!(
+            "{}: {checkpoints} checkpoints, {events} nested events",
+            options.guest.image
+        ));
         if limit <= start.elapsed() {
             break Stop::Budget;
         }
@@ -54,7 +57,10 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<u8> {
     }
     match &stop {
         Stop::DebugExit(_) | Stop::PowerOff | Stop::Halted => {}
-        Stop::Budget => output::complain(&format!("the guest did not end within {} s; raise --timeout", options.timeout)),
+        Stop::Budget => output::complain(&format!(
+            "the guest did not end within {} s; raise --timeout",
+            options.timeout
+        )),
         Stop::Unsupported(what) => output::complain(&format!("unsupported: {what}")),
         stop => output::complain(&format!("the guest ended with {stop:?}")),
     }

@@ -16,12 +16,21 @@ pub(crate) fn run(options: &Snapshot) -> anyhow::Result<u8> {
     boot(&mut machine, &guest)?;
     let bar = output::spinner(format!("running {}", options.guest.image));
     let mut driver = Driver::default();
-    let outcome = replay::run(machine.vm.as_mut(), &until(options.at, limit), &mut driver, &mut |events| {
-        bar.set_message(format!("running {}: {events} nested events", options.guest.image));
-    });
+    let outcome = replay::run(
+        machine.vm.as_mut(),
+        &until(options.at, limit),
+        &mut driver,
+        &mut |events| {
+            bar.set_message(format!(
+                "running {}: {events} nested events",
+                options.guest.image
+            ));
+        },
+    );
     bar.finish_and_clear();
     let outcome = outcome?;
-    let ended = options.at == At::End && !matches!(outcome.stop, Stop::Budget | Stop::Unsupported(_));
+    let ended =
+        options.at == At::End && !matches!(outcome.stop, Stop::Budget | Stop::Unsupported(_));
     if !outcome.reached && !ended {
         bail!(
             "--at {:?} was not reached: the guest stopped with {:?} after {} checkpoints and {} nested events; no snapshot written",

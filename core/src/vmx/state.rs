@@ -5,7 +5,7 @@ use super::vmcs12::Vmcs12;
 use crate::addr::L1Phys;
 
 /// VMX operation of one vCPU, as L0 keeps it for L1.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct VmxState {
     /// VMXON region; `None` outside VMX operation.
     pub vmxon: Option<L1Phys>,
@@ -28,21 +28,4 @@ pub struct VmxState {
     pub l1_nmi_blocked: bool,
     /// In SMM: VMX operation that SMI interrupted (flags as `hdr.vmx.smm.flags`).
     pub smm_flags: u16,
-}
-
-impl Default for VmxState {
-    fn default() -> Self {
-        Self {
-            vmxon: None,
-            current: None,
-            vmcs12: Vmcs12::default(),
-            shadow_vmcs12: Vmcs12::default(),
-            guest_mode: false,
-            run_pending: false,
-            mtf_pending: false,
-            preemption_timer_deadline: None,
-            l1_nmi_blocked: false,
-            smm_flags: 0,
-        }
-    }
 }

@@ -119,13 +119,14 @@ fn nmi(p: &mut Program) -> Result<(), BuildError> {
         ..virtual_nmis
     })?;
     p.run_until(reason::NMI_WINDOW)?;
+    // On an L0 inside Bochs, L1 itself is blocked by now: see `unblock_nmis`.
+    p.unblock_nmis()?;
     p.controls(Controls {
         exit: 1 << 9,
         entry: 1 << 9,
         ..virtual_nmis
     })?;
     p.run_until(reason::VMCALL)?;
-    p.unblock_nmis()?;
     p.checkpoint(7)
 }
 

@@ -314,7 +314,8 @@ impl Program {
     }
 
     /// Executes an IRET to the next instruction, which ends blocking by NMI (SDM Vol. 3A "Handling
-    /// Multiple NMIs").
+    /// Multiple NMIs"). Bochs 2.7 also needs it where VM entry alone should do: its mask of virtual NMIs
+    /// outlives the guest that set it.
     pub fn unblock_nmis(&mut self) -> Built {
         let mut after = self.a.create_label();
         self.a.mov(rcx, rsp)?;

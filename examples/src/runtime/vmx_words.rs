@@ -227,7 +227,8 @@ impl Program {
 }
 
 /// The exit-information fields that the SDM defines for a reason (Vol. 3C "Recording VM-Exit
-/// Information and Updating VM-entry Control Fields"), beside the RIP.
+/// Information and Updating VM-entry Control Fields"), with L2's RIP and, where nothing else says what
+/// was blocked, its interruptibility.
 fn exit_information(exit_reason: u32) -> &'static [u32] {
     use field::*;
     match exit_reason {
@@ -262,6 +263,11 @@ fn exit_information(exit_reason: u32) -> &'static [u32] {
                 EXIT_INSTRUCTION_INFORMATION,
             ]
         }
-        _ => &[EXIT_QUALIFICATION, GUEST_RIP, EXIT_INSTRUCTION_LENGTH, GUEST_INTERRUPTIBILITY],
+        _ => &[
+            EXIT_QUALIFICATION,
+            GUEST_RIP,
+            EXIT_INSTRUCTION_LENGTH,
+            GUEST_INTERRUPTIBILITY,
+        ],
     }
 }

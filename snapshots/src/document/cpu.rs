@@ -50,10 +50,39 @@ macro_rules! register_doc {
 }
 
 register_doc!(RegsDoc {
-    rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags,
+    rax,
+    rcx,
+    rdx,
+    rbx,
+    rsp,
+    rbp,
+    rsi,
+    rdi,
+    r8,
+    r9,
+    r10,
+    r11,
+    r12,
+    r13,
+    r14,
+    r15,
+    rip,
+    rflags,
 });
-register_doc!(DebugDoc { dr0, dr1, dr2, dr3, dr6, dr7 });
-register_doc!(SegmentDoc { selector, base, limit, ar });
+register_doc!(DebugDoc {
+    dr0,
+    dr1,
+    dr2,
+    dr3,
+    dr6,
+    dr7
+});
+register_doc!(SegmentDoc {
+    selector,
+    base,
+    limit,
+    ar
+});
 register_doc!(TableDoc { base, limit });
 
 /// A CPUID row. `any` says that the leaf answers for every ECX.
@@ -121,17 +150,54 @@ struct SregsDoc {
 /// A number that must fit a narrower register.
 fn narrow<T: TryFrom<u64>>(field: &str, value: Hex) -> Result<T, String> {
     T::try_from(value.0).map_err(|_| {
-        format!("{field}: {:#x} does not fit {} bits", value.0, size_of::<T>() * 8)
+        format!(
+            "{field}: {:#x} does not fit {} bits",
+            value.0,
+            size_of::<T>() * 8
+        )
     })
 }
 
 impl From<&Regs> for RegsDoc {
     fn from(regs: &Regs) -> Self {
-        let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] =
-            regs.gpr.map(Hex);
+        let [
+            rax,
+            rcx,
+            rdx,
+            rbx,
+            rsp,
+            rbp,
+            rsi,
+            rdi,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+        ] = regs.gpr.map(Hex);
         let (rip, rflags) = (Hex(regs.rip), Hex(regs.rflags));
         Self {
-            rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags,
+            rax,
+            rcx,
+            rdx,
+            rbx,
+            rsp,
+            rbp,
+            rsi,
+            rdi,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+            rip,
+            rflags,
         }
     }
 }
@@ -290,7 +356,9 @@ fn msr_number(key: &str) -> Result<u32, String> {
     }
     key.strip_prefix("0x")
         .and_then(|digits| u32::from_str_radix(digits, 16).ok())
-        .ok_or_else(|| format!("msrs: {key:?} is neither the name of an MSR nor a number like 0x1d9"))
+        .ok_or_else(|| {
+            format!("msrs: {key:?} is neither the name of an MSR nor a number like 0x1d9")
+        })
 }
 
 impl From<&CpuState> for CpuDoc {
@@ -301,16 +369,27 @@ impl From<&CpuState> for CpuDoc {
             debug: cpu.debug.as_ref().map(|debug| {
                 let [dr0, dr1, dr2, dr3] = debug.db.map(Hex);
                 let (dr6, dr7) = (Hex(debug.dr6), Hex(debug.dr7));
-                DebugDoc { dr0, dr1, dr2, dr3, dr6, dr7 }
+                DebugDoc {
+                    dr0,
+                    dr1,
+                    dr2,
+                    dr3,
+                    dr6,
+                    dr7,
+                }
             }),
             xcr0: cpu.xcr0.map(Hex),
             events: cpu.events,
             mp_state: cpu.mp_state,
             tsc_khz: cpu.tsc_khz,
-            msrs: cpu.msrs.as_ref().map(|msrs| {
-                msrs.iter().map(|(n, v)| (msr_key(*n), Hex(*v))).collect()
-            }),
-            cpuid: cpu.cpuid.as_ref().map(|rows| rows.iter().map(Into::into).collect()),
+            msrs: cpu
+                .msrs
+                .as_ref()
+                .map(|msrs| msrs.iter().map(|(n, v)| (msr_key(*n), Hex(*v))).collect()),
+            cpuid: cpu
+                .cpuid
+                .as_ref()
+                .map(|rows| rows.iter().map(Into::into).collect()),
             lapic: cpu.lapic.as_deref().map(Sparse::from_bytes),
             xsave: cpu.xsave.as_deref().map(Sparse::from_bytes),
         }
@@ -330,7 +409,9 @@ impl CpuDoc {
             let number = msr_number(key)?;
             let all: &mut BTreeMap<u32, u64> = msrs.get_or_insert_default();
             if all.insert(number, value.0).is_some() {
-                return Err(format!("msrs: {key} stands there twice, by name and by number"));
+                return Err(format!(
+                    "msrs: {key} stands there twice, by name and by number"
+                ));
             }
         }
         let area = |name: &str, area: &Option<Sparse>| {

@@ -62,7 +62,10 @@ pub(crate) struct TextError {
 }
 
 /// The text of a snapshot.
-pub(crate) fn to_text(snapshot: &Snapshot, memory: Option<MemoryDoc>) -> Result<String, ron::Error> {
+pub(crate) fn to_text(
+    snapshot: &Snapshot,
+    memory: Option<MemoryDoc>,
+) -> Result<String, ron::Error> {
     let document = Document {
         format: FORMAT,
         meta: snapshot.meta.clone(),
@@ -72,10 +75,7 @@ pub(crate) fn to_text(snapshot: &Snapshot, memory: Option<MemoryDoc>) -> Result<
             .iter()
             .map(|vcpu| VcpuDoc {
                 cpu: (&vcpu.cpu).into(),
-                nested: vcpu
-                    .nested
-                    .as_ref()
-                    .map(NestedDoc::encode),
+                nested: vcpu.nested.as_ref().map(NestedDoc::encode),
             })
             .collect(),
     };
@@ -98,7 +98,10 @@ pub(crate) fn from_text(text: &str) -> Result<(Snapshot, Option<MemoryDoc>), Tex
     }
     let options = || ron::Options::default().with_default_extension(Extensions::IMPLICIT_SOME);
     let at = |error: ron::error::SpannedError| TextError {
-        place: format!("line {}, column {}", error.span.start.line, error.span.start.col),
+        place: format!(
+            "line {}, column {}",
+            error.span.start.line, error.span.start.col
+        ),
         reason: error.code.to_string(),
     };
     if let Ok(version) = options().from_str::<Version>(text)
@@ -116,7 +119,10 @@ pub(crate) fn from_text(text: &str) -> Result<(Snapshot, Option<MemoryDoc>), Tex
     if document.vcpus.len() > MAX_VCPUS {
         return Err(TextError {
             place: "vcpus".into(),
-            reason: format!("{} of them, at most {MAX_VCPUS} are possible", document.vcpus.len()),
+            reason: format!(
+                "{} of them, at most {MAX_VCPUS} are possible",
+                document.vcpus.len()
+            ),
         });
     }
     let vcpus = document

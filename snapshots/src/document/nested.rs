@@ -231,7 +231,9 @@ impl NestedDoc {
 
     fn decode_header(&self) -> Result<Header, String> {
         let mut header = Header::default();
-        header.set_flags(Flags::from_bits_retain(narrow("flags", self.flags, 16)? as u16));
+        header.set_flags(Flags::from_bits_retain(
+            narrow("flags", self.flags, 16)? as u16
+        ));
         header.set_format(narrow("format", self.format, 16)? as u16);
         header.set_size(narrow("size", self.size, 32)? as u32);
         header.set_vmxon_pa(Some(L1Phys(self.vmxon_pa.0)));
@@ -258,12 +260,17 @@ impl NestedDoc {
             ("shadow_vmcs12", &self.shadow_vmcs12),
         ] {
             if let Some(region) = region {
-                let vmcs = region.decode().map_err(|reason| format!("{name}.{reason}"))?;
+                let vmcs = region
+                    .decode()
+                    .map_err(|reason| format!("{name}.{reason}"))?;
                 bytes.extend(vmcs.bytes());
             }
         }
         if let Some(tail) = &self.tail {
-            bytes.extend(tail.to_bytes(MAX).map_err(|reason| format!("tail: {reason}"))?);
+            bytes.extend(
+                tail.to_bytes(MAX)
+                    .map_err(|reason| format!("tail: {reason}"))?,
+            );
         }
         NestedState::from_bytes(&bytes).map_err(|e| e.to_string())
     }

@@ -28,7 +28,10 @@ pub(super) fn of(cpu: &CpuState, nested: Option<&NestedState>) -> Vec<String> {
         && !nested.guest_mode()
         && sregs.cr4 & cr4::VMXE == 0
     {
-        found.push(format!("VMX operation with CR4.VMXE clear (CR4 {:#x})", sregs.cr4));
+        found.push(format!(
+            "VMX operation with CR4.VMXE clear (CR4 {:#x})",
+            sregs.cr4
+        ));
     }
     time(cpu, nested, &mut found);
     if nested.guest_mode()
@@ -68,7 +71,9 @@ fn in_smm(cpu: &CpuState, nested: &NestedState, found: &mut Vec<String>) {
 /// L1's deadlines against L1's TSC: what hangs when the levels' clocks are mixed.
 fn time(cpu: &CpuState, nested: &NestedState, found: &mut Vec<String>) {
     let Some(msrs) = &cpu.msrs else { return };
-    let Some(&tsc) = msrs.get(&msr::IA32_TIME_STAMP_COUNTER) else { return };
+    let Some(&tsc) = msrs.get(&msr::IA32_TIME_STAMP_COUNTER) else {
+        return;
+    };
     if let Some(deadline) = nested.preemption_timer_deadline() {
         let deadline = deadline.wrapping_shl(5);
         if deadline < tsc {
@@ -99,14 +104,17 @@ fn time(cpu: &CpuState, nested: &NestedState, found: &mut Vec<String>) {
     if let Some(khz) = cpu.tsc_khz.filter(|khz| *khz != 0)
         && away > i64::from(khz) * 1000 * 3600
     {
-        found.push(format!("L1's TSC deadline {deadline:#x} is more than an hour away from L1's TSC {tsc:#x}"));
+        found.push(format!(
+            "L1's TSC deadline {deadline:#x} is more than an hour away from L1's TSC {tsc:#x}"
+        ));
     }
 }
 
 /// L2 waits: what can wake it?
 fn asleep(cpu: &CpuState, vmcs12: &Vmcs12, found: &mut Vec<String>) {
     use nvmx_core::x86::MpState;
-    let halted = cpu.mp_state == Some(MpState::Halted) || vmcs12.get(Field::GUEST_ACTIVITY_STATE) == 1;
+    let halted =
+        cpu.mp_state == Some(MpState::Halted) || vmcs12.get(Field::GUEST_ACTIVITY_STATE) == 1;
     if !halted {
         return;
     }

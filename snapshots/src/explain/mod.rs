@@ -182,9 +182,17 @@ fn header(nested: &NestedState) -> Section {
     let mut section = Section::new("Nested state (KVM_GET_NESTED_STATE)");
     section.owner = Some(Owner::L1);
     let flags: Vec<_> = header.flags().iter_names().map(|(name, _)| name).collect();
-    section.note("flags", format!("{:#x}", header.flags().bits()), flags.join(" | "));
+    section.note(
+        "flags",
+        format!("{:#x}", header.flags().bits()),
+        flags.join(" | "),
+    );
     if header.format() != 0 {
-        section.note("format", header.format().to_string(), "not VMX: what follows may mean nothing");
+        section.note(
+            "format",
+            header.format().to_string(),
+            "not VMX: what follows may mean nothing",
+        );
     }
     let size_note = if header.size() as usize == nested.len() {
         String::new()
@@ -192,18 +200,30 @@ fn header(nested: &NestedState) -> Section {
         format!("but there are {} bytes", nested.len())
     };
     section.note("size", header.size().to_string(), size_note);
-    let pointer = |pa: Option<nvmx_core::addr::L1Phys>| pa.map_or("none".into(), |pa| pa.to_string());
+    let pointer =
+        |pa: Option<nvmx_core::addr::L1Phys>| pa.map_or("none".into(), |pa| pa.to_string());
     section.add("vmxon_pa", pointer(header.vmxon_pa()));
     section.add("vmcs12_pa", pointer(header.vmcs12_pa()));
     if header.smm_flags().bits() != 0 {
-        let names: Vec<_> = header.smm_flags().iter_names().map(|(name, _)| name).collect();
-        section.note("smm.flags", format!("{:#x}", header.smm_flags().bits()), names.join(" | "));
+        let names: Vec<_> = header
+            .smm_flags()
+            .iter_names()
+            .map(|(name, _)| name)
+            .collect();
+        section.note(
+            "smm.flags",
+            format!("{:#x}", header.smm_flags().bits()),
+            names.join(" | "),
+        );
     }
     if let Some(deadline) = header.preemption_timer_deadline() {
         section.note(
             "preemption_timer_deadline",
             format!("{deadline:#x}"),
-            format!("L1's TSC {:#x} (units of 32 ticks)", deadline.wrapping_shl(5)),
+            format!(
+                "L1's TSC {:#x} (units of 32 ticks)",
+                deadline.wrapping_shl(5)
+            ),
         );
     }
     section
@@ -217,7 +237,13 @@ fn registers(cpu: &CpuState, level: Level) -> Vec<Section> {
         for four in Gpr::ALL.chunks(4) {
             let line: Vec<_> = four
                 .iter()
-                .map(|gpr| format!("{:<3} {:016x}", format!("{gpr:?}").to_lowercase(), regs.get(*gpr)))
+                .map(|gpr| {
+                    format!(
+                        "{:<3} {:016x}",
+                        format!("{gpr:?}").to_lowercase(),
+                        regs.get(*gpr)
+                    )
+                })
                 .collect();
             section.add("", line.join("  "));
         }
@@ -261,7 +287,10 @@ fn registers(cpu: &CpuState, level: Level) -> Vec<Section> {
             );
         }
         for (name, table) in [("gdtr", &sregs.gdtr), ("idtr", &sregs.idtr)] {
-            section.add(name, format!("base {:#x} limit {:#x}", table.base, table.limit));
+            section.add(
+                name,
+                format!("base {:#x} limit {:#x}", table.base, table.limit),
+            );
         }
         sections.push(section);
     }
@@ -310,7 +339,12 @@ impl fmt::Display for Section {
             Some(owner) => writeln!(f, "{} [{owner:?}'s]", self.title)?,
             None => writeln!(f, "{}", self.title)?,
         }
-        let width = self.items.iter().map(|item| item.name.len()).max().unwrap_or(0);
+        let width = self
+            .items
+            .iter()
+            .map(|item| item.name.len())
+            .max()
+            .unwrap_or(0);
         for item in &self.items {
             let line = if item.name.is_empty() {
                 format!("  {}", item.value)

@@ -36,7 +36,10 @@ pub(super) fn decode(reason: ExitReason, q: u64) -> Option<String> {
             let rep = if bit(q, 5) { "REP " } else { "" };
             let operand = if bit(q, 6) { "immediate" } else { "DX" };
             let size = (q & 7) + 1;
-            format!("{rep}{name}, port {:#x} ({operand}), {size} bytes", q >> 16 & 0xffff)
+            format!(
+                "{rep}{name}, port {:#x} ({operand}), {size} bytes",
+                q >> 16 & 0xffff
+            )
         }
         ExitReason::EPT_VIOLATION => ept_violation(q),
         ExitReason::TASK_SWITCH => {
@@ -87,8 +90,15 @@ fn control_register(q: u64) -> String {
 
 fn ept_violation(q: u64) -> String {
     let list = |names: [&str; 3], at: u32| {
-        let set: Vec<_> = (0..3).filter(|i| bit(q, at + i)).map(|i| names[i as usize]).collect();
-        if set.is_empty() { "none".to_owned() } else { set.join(", ") }
+        let set: Vec<_> = (0..3)
+            .filter(|i| bit(q, at + i))
+            .map(|i| names[i as usize])
+            .collect();
+        if set.is_empty() {
+            "none".to_owned()
+        } else {
+            set.join(", ")
+        }
     };
     let mut text = format!(
         "{}; allowed: {}",
@@ -96,7 +106,11 @@ fn ept_violation(q: u64) -> String {
         list(["read", "write", "execute"], 3)
     );
     if bit(q, 7) {
-        let what = if bit(q, 8) { "final address" } else { "paging structure" };
+        let what = if bit(q, 8) {
+            "final address"
+        } else {
+            "paging structure"
+        };
         text.push_str(&format!("; linear address valid, access to its {what}"));
     }
     if bit(q, 12) {
@@ -148,7 +162,10 @@ fn exception_name(vector: u64) -> &'static str {
 #[must_use]
 pub(super) fn interruptibility(bits: u64) -> String {
     let names = ["STI", "MOV SS", "SMI", "NMI"];
-    let set: Vec<_> = (0..4).filter(|i| bit(bits, *i)).map(|i| names[i as usize]).collect();
+    let set: Vec<_> = (0..4)
+        .filter(|i| bit(bits, *i))
+        .map(|i| names[i as usize])
+        .collect();
     if set.is_empty() {
         "nothing blocked".into()
     } else {
@@ -177,13 +194,21 @@ mod tests {
         let rows = [
             (ExitReason::CR_ACCESS, 0x300, "MOV CR0, RBX"),
             (ExitReason::CR_ACCESS, 0x13, "MOV RAX, CR3"),
-            (ExitReason::IO_INSTRUCTION, 0x3f8_0000, "OUT, port 0x3f8 (DX), 1 bytes"),
+            (
+                ExitReason::IO_INSTRUCTION,
+                0x3f8_0000,
+                "OUT, port 0x3f8 (DX), 1 bytes",
+            ),
             (
                 ExitReason::EPT_VIOLATION,
                 0x182,
                 "data write; allowed: none; linear address valid, access to its final address",
             ),
-            (ExitReason::INVALID_GUEST_STATE.as_entry_failure(), 4, "VMCS link pointer"),
+            (
+                ExitReason::INVALID_GUEST_STATE.as_entry_failure(),
+                4,
+                "VMCS link pointer",
+            ),
         ];
         for (reason, qualification, text) in rows {
             assert_eq!(decode(reason, qualification).as_deref(), Some(text));

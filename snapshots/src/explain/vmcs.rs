@@ -26,7 +26,10 @@ pub(super) fn shadow(vmcs: &Vmcs12) -> Section {
     let mut section = Section::new("Shadow vmcs12 (at the VMCS link pointer)");
     section.owner = Some(Owner::L2);
     section.hex("revision", vmcs.revision().into());
-    section.add("shadow-VMCS indicator", if vmcs.is_shadow() { "1" } else { "0" });
+    section.add(
+        "shadow-VMCS indicator",
+        if vmcs.is_shadow() { "1" } else { "0" },
+    );
     section.hex("launch_state", vmcs.launch_state_raw().into());
     for (field, value) in vmcs.iter().filter(|(_, value)| *value != 0) {
         section.hex(field.to_string(), value);
@@ -43,8 +46,16 @@ fn last_exit(vmcs: &Vmcs12) -> Section {
     if reason.0 == 0 && vmcs.get(Field::VM_EXIT_INTR_INFO) == 0 {
         section.add("exit reason", "none recorded yet");
     } else {
-        let failed = if reason.is_entry_failure() { " (VM-entry failure)" } else { "" };
-        section.note("exit reason", format!("{:#x}", reason.0), format!("{reason}{failed}"));
+        let failed = if reason.is_entry_failure() {
+            " (VM-entry failure)"
+        } else {
+            ""
+        };
+        section.note(
+            "exit reason",
+            format!("{:#x}", reason.0),
+            format!("{reason}{failed}"),
+        );
         let words = qualification::decode(reason, qualification).unwrap_or_default();
         section.note("exit qualification", format!("{qualification:#x}"), words);
     }
@@ -84,7 +95,11 @@ fn entry(vmcs: &Vmcs12, nested: &NestedState) -> Section {
     section.owner = Some(Owner::L1);
     let pending = nested.flags().contains(Flags::RUN_PENDING);
     section.add("entry pending", if pending { "yes" } else { "no" });
-    let launched = if vmcs.launch_state_raw() == 0 { "clear" } else { "launched" };
+    let launched = if vmcs.launch_state_raw() == 0 {
+        "clear"
+    } else {
+        "launched"
+    };
     let meaning = match (nested.guest_mode(), vmcs.launch_state_raw()) {
         (true, 0) => "KVM marks it launched at the VM exit",
         (true, _) => "",
@@ -136,14 +151,29 @@ fn controls(vmcs: &Vmcs12) -> Section {
     control!("entry", EntryControls, VM_ENTRY_CONTROLS);
     section.hex("exception bitmap", vmcs.get(Field::EXCEPTION_BITMAP));
     for (name, mask, shadow) in [
-        ("CR0 mask/shadow", Field::CR0_GUEST_HOST_MASK, Field::CR0_READ_SHADOW),
-        ("CR4 mask/shadow", Field::CR4_GUEST_HOST_MASK, Field::CR4_READ_SHADOW),
+        (
+            "CR0 mask/shadow",
+            Field::CR0_GUEST_HOST_MASK,
+            Field::CR0_READ_SHADOW,
+        ),
+        (
+            "CR4 mask/shadow",
+            Field::CR4_GUEST_HOST_MASK,
+            Field::CR4_READ_SHADOW,
+        ),
     ] {
-        section.add(name, format!("{:#x} / {:#x}", vmcs.get(mask), vmcs.get(shadow)));
+        section.add(
+            name,
+            format!("{:#x} / {:#x}", vmcs.get(mask), vmcs.get(shadow)),
+        );
     }
     if primary.contains(Primary::USE_TSC_OFFSETTING) {
         let offset = vmcs.get(Field::TSC_OFFSET);
-        section.note("TSC offset", format!("{offset:#x}"), format!("L2's TSC is L1's {:+}", offset as i64));
+        section.note(
+            "TSC offset",
+            format!("{offset:#x}"),
+            format!("L2's TSC is L1's {:+}", offset as i64),
+        );
     }
     section
 }
@@ -159,16 +189,35 @@ fn pointers(vmcs: &Vmcs12) -> Section {
     };
     let pin = PinBased::from_bits_retain(vmcs.get32(Field::PIN_BASED_VM_EXEC_CONTROL));
     let link = vmcs.get(Field::VMCS_LINK_POINTER);
-    section.add("VMCS link", if link == u64::MAX { "none".into() } else { format!("{link:#x}") });
+    section.add(
+        "VMCS link",
+        if link == u64::MAX {
+            "none".into()
+        } else {
+            format!("{link:#x}")
+        },
+    );
     let apic = secondary.contains(Secondary::VIRTUALIZE_APIC_ACCESSES);
     let shadowing = secondary.contains(Secondary::VMCS_SHADOWING);
     let io = primary.contains(Primary::USE_IO_BITMAPS);
     for (name, field, used) in [
         ("I/O bitmap A", Field::IO_BITMAP_A, io),
         ("I/O bitmap B", Field::IO_BITMAP_B, io),
-        ("MSR bitmap", Field::MSR_BITMAP, primary.contains(Primary::USE_MSR_BITMAPS)),
-        ("EPTP", Field::EPT_POINTER, secondary.contains(Secondary::ENABLE_EPT)),
-        ("virtual-APIC page", Field::VIRTUAL_APIC_PAGE_ADDR, primary.contains(Primary::USE_TPR_SHADOW)),
+        (
+            "MSR bitmap",
+            Field::MSR_BITMAP,
+            primary.contains(Primary::USE_MSR_BITMAPS),
+        ),
+        (
+            "EPTP",
+            Field::EPT_POINTER,
+            secondary.contains(Secondary::ENABLE_EPT),
+        ),
+        (
+            "virtual-APIC page",
+            Field::VIRTUAL_APIC_PAGE_ADDR,
+            primary.contains(Primary::USE_TPR_SHADOW),
+        ),
         ("APIC-access page", Field::APIC_ACCESS_ADDR, apic),
         (
             "posted-interrupt descriptor",
@@ -186,12 +235,27 @@ fn pointers(vmcs: &Vmcs12) -> Section {
         section.hex("VPID", vmcs.get(Field::VIRTUAL_PROCESSOR_ID));
     }
     for (name, count, address) in [
-        ("MSR store on exit", Field::VM_EXIT_MSR_STORE_COUNT, Field::VM_EXIT_MSR_STORE_ADDR),
-        ("MSR load on exit", Field::VM_EXIT_MSR_LOAD_COUNT, Field::VM_EXIT_MSR_LOAD_ADDR),
-        ("MSR load on entry", Field::VM_ENTRY_MSR_LOAD_COUNT, Field::VM_ENTRY_MSR_LOAD_ADDR),
+        (
+            "MSR store on exit",
+            Field::VM_EXIT_MSR_STORE_COUNT,
+            Field::VM_EXIT_MSR_STORE_ADDR,
+        ),
+        (
+            "MSR load on exit",
+            Field::VM_EXIT_MSR_LOAD_COUNT,
+            Field::VM_EXIT_MSR_LOAD_ADDR,
+        ),
+        (
+            "MSR load on entry",
+            Field::VM_ENTRY_MSR_LOAD_COUNT,
+            Field::VM_ENTRY_MSR_LOAD_ADDR,
+        ),
     ] {
         if vmcs.get(count) != 0 {
-            section.add(name, format!("{} entries at {:#x}", vmcs.get(count), vmcs.get(address)));
+            section.add(
+                name,
+                format!("{} entries at {:#x}", vmcs.get(count), vmcs.get(address)),
+            );
         }
     }
     section
@@ -230,31 +294,93 @@ fn guest(vmcs: &Vmcs12, running: bool) -> Section {
             );
         };
     }
-    segment!("CS", GUEST_CS_SELECTOR, GUEST_CS_BASE, GUEST_CS_LIMIT, GUEST_CS_AR_BYTES);
-    segment!("SS", GUEST_SS_SELECTOR, GUEST_SS_BASE, GUEST_SS_LIMIT, GUEST_SS_AR_BYTES);
-    segment!("DS", GUEST_DS_SELECTOR, GUEST_DS_BASE, GUEST_DS_LIMIT, GUEST_DS_AR_BYTES);
-    segment!("ES", GUEST_ES_SELECTOR, GUEST_ES_BASE, GUEST_ES_LIMIT, GUEST_ES_AR_BYTES);
-    segment!("FS", GUEST_FS_SELECTOR, GUEST_FS_BASE, GUEST_FS_LIMIT, GUEST_FS_AR_BYTES);
-    segment!("GS", GUEST_GS_SELECTOR, GUEST_GS_BASE, GUEST_GS_LIMIT, GUEST_GS_AR_BYTES);
-    segment!("LDTR", GUEST_LDTR_SELECTOR, GUEST_LDTR_BASE, GUEST_LDTR_LIMIT, GUEST_LDTR_AR_BYTES);
-    segment!("TR", GUEST_TR_SELECTOR, GUEST_TR_BASE, GUEST_TR_LIMIT, GUEST_TR_AR_BYTES);
+    segment!(
+        "CS",
+        GUEST_CS_SELECTOR,
+        GUEST_CS_BASE,
+        GUEST_CS_LIMIT,
+        GUEST_CS_AR_BYTES
+    );
+    segment!(
+        "SS",
+        GUEST_SS_SELECTOR,
+        GUEST_SS_BASE,
+        GUEST_SS_LIMIT,
+        GUEST_SS_AR_BYTES
+    );
+    segment!(
+        "DS",
+        GUEST_DS_SELECTOR,
+        GUEST_DS_BASE,
+        GUEST_DS_LIMIT,
+        GUEST_DS_AR_BYTES
+    );
+    segment!(
+        "ES",
+        GUEST_ES_SELECTOR,
+        GUEST_ES_BASE,
+        GUEST_ES_LIMIT,
+        GUEST_ES_AR_BYTES
+    );
+    segment!(
+        "FS",
+        GUEST_FS_SELECTOR,
+        GUEST_FS_BASE,
+        GUEST_FS_LIMIT,
+        GUEST_FS_AR_BYTES
+    );
+    segment!(
+        "GS",
+        GUEST_GS_SELECTOR,
+        GUEST_GS_BASE,
+        GUEST_GS_LIMIT,
+        GUEST_GS_AR_BYTES
+    );
+    segment!(
+        "LDTR",
+        GUEST_LDTR_SELECTOR,
+        GUEST_LDTR_BASE,
+        GUEST_LDTR_LIMIT,
+        GUEST_LDTR_AR_BYTES
+    );
+    segment!(
+        "TR",
+        GUEST_TR_SELECTOR,
+        GUEST_TR_BASE,
+        GUEST_TR_LIMIT,
+        GUEST_TR_AR_BYTES
+    );
     for (name, base, limit) in [
         ("GDTR", Field::GUEST_GDTR_BASE, Field::GUEST_GDTR_LIMIT),
         ("IDTR", Field::GUEST_IDTR_BASE, Field::GUEST_IDTR_LIMIT),
     ] {
-        section.add(name, format!("base {:#x} limit {:#x}", vmcs.get(base), vmcs.get(limit)));
+        section.add(
+            name,
+            format!("base {:#x} limit {:#x}", vmcs.get(base), vmcs.get(limit)),
+        );
     }
     let activity = vmcs.get(Field::GUEST_ACTIVITY_STATE);
-    section.note("activity", activity.to_string(), qualification::activity(activity));
+    section.note(
+        "activity",
+        activity.to_string(),
+        qualification::activity(activity),
+    );
     let blocked = vmcs.get(Field::GUEST_INTERRUPTIBILITY_INFO);
-    section.note("interruptibility", format!("{blocked:#x}"), qualification::interruptibility(blocked));
+    section.note(
+        "interruptibility",
+        format!("{blocked:#x}"),
+        qualification::interruptibility(blocked),
+    );
     let pending = vmcs.get(Field::GUEST_PENDING_DBG_EXCEPTIONS);
     if pending != 0 {
         section.hex("pending debug exceptions", pending);
     }
     let pin = PinBased::from_bits_retain(vmcs.get32(Field::PIN_BASED_VM_EXEC_CONTROL));
     if pin.contains(PinBased::ACTIVATE_PREEMPTION_TIMER) {
-        section.hex("preemption timer", vmcs.get(Field::VMX_PREEMPTION_TIMER_VALUE));
+        section.hex(
+            "preemption timer",
+            vmcs.get(Field::VMX_PREEMPTION_TIMER_VALUE),
+        );
     }
     section
 }
