@@ -314,12 +314,15 @@ fn read_chunks(
     Ok(())
 }
 
+/// Page number and content number, ascending.
+type PageIndex = Vec<(u64, u32)>;
+
 fn read_index(
     path: &Path,
     bytes: &[u8],
     delta: bool,
     store: &PageStore,
-) -> Result<(Vec<(u64, u32)>, Vec<u64>)> {
+) -> Result<(PageIndex, Vec<u64>)> {
     let mut index = Vec::with_capacity(bytes.len() / ENTRY);
     let mut zeroed = Vec::new();
     let mut next = 0;

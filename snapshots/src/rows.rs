@@ -233,7 +233,7 @@ impl Rows {
             ("latched_init", events.latched_init.into()),
             ("triple_fault_pending", events.triple_fault_pending.into()),
         ] {
-            self.put(part, name, value as u64);
+            self.put(part, name, value);
         }
     }
 

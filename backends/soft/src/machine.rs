@@ -23,7 +23,19 @@ pub(crate) struct Runner<'a> {
     pub(crate) last_event: u64,
     /// Why a handler stopped the engine.
     pub(crate) exit: Option<Exit>,
+    /// Handlers called since the engine was entered.
+    pub(crate) calls: u32,
+    /// Handlers called since an instruction was last executed.
+    pub(crate) idle_calls: u32,
+    /// The engine's count of instructions at the last call.
+    pub(crate) executed_at_call: u64,
 }
+
+/// Handlers called in one run of the engine before it comes back to look at the clock.
+const CALLS_PER_SLICE: u32 = 1 << 12;
+/// Events in a row without an instruction between them that are taken for an endless loop: each
+/// handler's first instruction raises the next exception.
+const MOST_IDLE_CALLS: u32 = 1 << 16;
 
 /// Takes the engine's registers over into the processor.
 pub(crate) fn sync_in(processor: &mut Processor, env: &Env) {
@@ -141,8 +153,26 @@ impl Runner<'_> {
             self.exit = Some(Exit::Budget);
             return Action::Stop;
         }
+        if self.loops_without_progress(env.executed()) {
+            return Action::Stop;
+        }
         env.set_deadline(self.deadline(env.executed()));
         Action::Continue
+    }
+
+    /// Counts handlers: whether the engine must come back although the guest could go on.
+    fn loops_without_progress(&mut self, executed: u64) -> bool {
+        self.calls += 1;
+        self.idle_calls = if executed == self.executed_at_call { self.idle_calls + 1 } else { 0 };
+        self.executed_at_call = executed;
+        if self.idle_calls > MOST_IDLE_CALLS {
+            self.exit = Some(Exit::InternalError {
+                suberror: 0,
+                message: format!("{MOST_IDLE_CALLS} events without an instruction executed between them"),
+            });
+            return true;
+        }
+        self.calls >= CALLS_PER_SLICE
     }
 
     fn access(request: &FillRequest) -> Access {

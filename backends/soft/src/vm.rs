@@ -54,6 +54,8 @@ impl SoftVm {
 
     /// Runs up to absolute counts of instructions and nested events.
     fn run_to(&mut self, last_instruction: u64, last_event: u64, until: Option<Instant>) -> Result<Exit> {
+        self.processor.event_limit = last_event;
+        let (mut idle_calls, mut executed_at_call) = (0, self.engine.env().executed());
         loop {
             if let Some(exit) = self.processor.boundary() {
                 self.put();
@@ -73,6 +75,9 @@ impl SoftVm {
                 last_instruction: last_instruction.min(slice),
                 last_event,
                 exit: None,
+                calls: 0,
+                idle_calls,
+                executed_at_call,
             };
             let budget = runner.deadline(executed).saturating_sub(executed);
             let reason = self
@@ -80,6 +85,7 @@ impl SoftVm {
                 .run(&mut runner, budget)
                 .map_err(|e| BackendError::Other(format!("execution engine: {e}")))?;
             let exit = runner.exit.take();
+            (idle_calls, executed_at_call) = (runner.idle_calls, runner.executed_at_call);
             let native = self.engine.env().executed() > self.processor.executed_at_sync;
             sync_in(&mut self.processor, self.engine.env());
             match (reason, exit) {

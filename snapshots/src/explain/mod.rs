@@ -297,7 +297,25 @@ fn registers(cpu: &CpuState, level: Level) -> Vec<Section> {
     if let Some(events) = &cpu.events {
         let mut section = Section::new("Events");
         section.owner = Some(owner(Part::Events, level));
-        section.add("events", format!("{events:?}").replace("VcpuEvents ", ""));
+        let words = format!("{events:?}");
+        let set: Vec<_> = words
+            .trim_start_matches("VcpuEvents { ")
+            .trim_end_matches(" }")
+            .split(", ")
+            .filter(|word| {
+                ![": false", ": 0", ": None"]
+                    .iter()
+                    .any(|nil| word.ends_with(nil))
+            })
+            .collect();
+        section.add(
+            "events",
+            if set.is_empty() {
+                "none".into()
+            } else {
+                set.join(", ")
+            },
+        );
         if let Some(state) = cpu.mp_state {
             section.add("mp_state", format!("{state:?}"));
         }

@@ -17,23 +17,35 @@ impl Processor {
     /// Delivers or reflects what is pending, until an instruction may run. `Some` is an exit to user
     /// space.
     pub(crate) fn boundary(&mut self) -> Option<Exit> {
-        loop {
+        // The timer that a sleeping processor is woken by; `None` before it sleeps.
+        let mut alarm = None;
+        while self.event_count < self.event_limit {
             self.apic.poll(self.cpu.tsc.l1());
             match self.next_event() {
                 Next::Run => return None,
                 Next::Again => {}
                 Next::User(exit) => return Some(exit),
                 Next::Idle => {
-                    let Some(deadline) = self.next_deadline() else {
+                    let Some(deadline) = self.next_alarm(alarm) else {
                         return Some(Exit::Hlt);
                     };
-                    let now = self.cpu.tsc.l1();
-                    let skipped = deadline.saturating_sub(now).max(1);
+                    alarm = Some(deadline);
+                    let skipped = deadline.saturating_sub(self.cpu.tsc.l1());
                     self.idle_ticks = self.idle_ticks.wrapping_add(skipped);
                     self.cpu.tsc.ticks = self.cpu.tsc.ticks.wrapping_add(skipped);
                 }
             }
         }
+        None
+    }
+
+    /// When a sleeping processor is to be looked at next. A timer of the APIC that has fired once and
+    /// did not wake it (masked, or RFLAGS.IF is clear) never will: what is left then is L2's
+    /// VMX-preemption timer, and after that nothing.
+    fn next_alarm(&self, last: Option<u64>) -> Option<u64> {
+        let Some(last) = last else { return self.next_deadline() };
+        let preemption = self.in_l2().then(|| entry::preemption_timer_expiry(&self.cpu)).flatten();
+        preemption.filter(|&expiry| expiry > last)
     }
 
     fn next_event(&mut self) -> Next {

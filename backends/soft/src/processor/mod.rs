@@ -130,6 +130,8 @@ pub(crate) struct Processor {
     pub(crate) events: Vec<NestedEvent>,
     /// Nested events since the machine started.
     pub(crate) event_count: u64,
+    /// Nothing that could make another event happens between instructions once there are this many.
+    pub(crate) event_limit: u64,
     /// Ticks that passed without an instruction: in HLT.
     pub(crate) idle_ticks: u64,
     /// The engine's count of instructions when it last got the processor's state.
@@ -155,6 +157,7 @@ impl Processor {
             pending_read: None,
             events: Vec::with_capacity(256),
             event_count: 0,
+            event_limit: u64::MAX,
             idle_ticks: 0,
             executed_at_sync: 0,
             one_instruction: false,
