@@ -59,7 +59,7 @@ fn agent() -> anyhow::Result<PathBuf> {
         Some(root) => build(&root),
         None => bail!(
             "no agent for the lab: set {AGENT_VARIABLE} to a static nvmx, or put it beside {} as nvmx-agent; \
-             it is built with RUSTFLAGS=\"-C target-feature=+crt-static\" cargo build --release \
+             it is built with RUSTFLAGS=\"-C target-feature=+crt-static\" cargo build --profile agent \
              --no-default-features --target {TARGET} -p nvmx",
             program.display()
         ),
@@ -78,7 +78,7 @@ fn source_tree(path: &Path) -> Option<PathBuf> {
 /// Builds the agent; nothing happens if it is up to date.
 fn build(root: &Path) -> anyhow::Result<PathBuf> {
     let target = root.join("target/agent");
-    let path = target.join(TARGET).join("release/nvmx");
+    let path = target.join(TARGET).join("agent/nvmx");
     if !path.is_file() {
         output::say("building the lab's agent; this takes a minute or two, once");
     }
@@ -88,7 +88,8 @@ fn build(root: &Path) -> anyhow::Result<PathBuf> {
         .args([
             "build",
             "--quiet",
-            "--release",
+            "--profile",
+            "agent",
             "--no-default-features",
             "-p",
             "nvmx",

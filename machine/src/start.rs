@@ -48,7 +48,7 @@ fn state(code_ar: u32, rip: u64, sregs: Sregs, gprs: &[(Gpr, u64)]) -> CpuState 
                 selector: 0,
                 base: 0,
                 limit: 0xffff,
-                ar: AccessRights::from_bits_retain(0x82),
+                ar: AccessRights::UNUSABLE,
             },
             gdtr: DescriptorTable::default(),
             idtr: DescriptorTable::default(),

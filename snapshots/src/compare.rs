@@ -8,7 +8,6 @@ use crate::model::{Meta, Snapshot};
 use crate::pages::{PAGE, PageStore};
 use nvmx_core::addr::PAGE_SIZE;
 use nvmx_core::vcpu::{Budget, Capability, NestedEvent, Parts, Vm};
-use nvmx_core::x86::{CpuState, msr};
 use nvmx_machine::{Driver, Stop};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -75,30 +74,17 @@ pub struct Comparison {
     pub outcome: Outcome,
 }
 
-/// Gives `follower` the CPUID, the TSC frequency and the VMX capability MSRs of `model`, so that the
-/// guest sees the same processor on both. Call it before anything runs.
+/// Gives `follower` the whole power-on state of `model`, its CPUID, TSC frequency and VMX capability
+/// MSRs included, so that the guest sees the same processor on both. Call it before anything runs.
 pub fn align(model: &mut dyn Vm, follower: &mut dyn Vm) -> Result<()> {
     for index in 0..model.vcpu_count().min(follower.vcpu_count()) {
         let state = model
             .vcpu(index)
             .state(Parts::All)
             .map_err(Error::backend("reading the processor's model"))?;
-        let vmx = msr::IA32_VMX_BASIC..=msr::IA32_VMX_EXIT_CTLS2;
-        let msrs: BTreeMap<u32, u64> = state
-            .msrs
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|(number, _)| vmx.contains(number) || *number == msr::IA32_FEATURE_CONTROL)
-            .collect();
-        let part = CpuState {
-            cpuid: state.cpuid,
-            tsc_khz: state.tsc_khz,
-            msrs: (!msrs.is_empty()).then_some(msrs),
-            ..CpuState::default()
-        };
         follower
             .vcpu(index)
-            .set_state(&part)
+            .set_state(&state)
             .map_err(Error::backend("giving both sides the same processor"))?;
     }
     Ok(())

@@ -252,6 +252,12 @@ impl fmt::Display for Diff {
                 continue;
             }
             writeln!(f, "{} ({}):", class.name(), rows.len() + memory.len())?;
+            if class == Class::NotCaptured {
+                // By the dozen, and each says no more than its name.
+                let names: Vec<&str> = rows.iter().map(|row| row.path.as_str()).collect();
+                writeln!(f, "  {}", names.join(", "))?;
+                continue;
+            }
             for row in rows {
                 let left = row.left.clone().unwrap_or_else(none);
                 let right = row.right.clone().unwrap_or_else(none);

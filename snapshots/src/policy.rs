@@ -80,6 +80,38 @@ impl Situation<'_> {
         ))
     }
 
+    /// The vmcs12 that a row belongs to: `nested.vmcs12` or `nested.shadow_vmcs12`.
+    fn vmcs12(&self) -> Option<&str> {
+        let end = self.name.find("vmcs12.")? + "vmcs12".len();
+        Some(&self.name[..end])
+    }
+
+    /// Basic exit reasons of the vmcs12 that a row belongs to, on both sides.
+    fn both_exit_reasons(&self) -> Option<(u64, u64)> {
+        let (a, b) = self.both(&format!("{}.VM_EXIT_REASON", self.vmcs12()?))?;
+        Some((a & 0xffff, b & 0xffff))
+    }
+
+    /// Types of the event that caused the exit and of the event under delivery, on the left: bits
+    /// 10:8 where valid.
+    fn exit_event_types(&self) -> [Option<u64>; 2] {
+        let event = |field: &str| {
+            let path = format!("{}.{field}", self.vmcs12()?);
+            let (information, _) = self.both(&path)?;
+            (information & 1 << 31 != 0).then_some(information >> 8 & 7)
+        };
+        [event("VM_EXIT_INTR_INFO"), event("IDT_VECTORING_INFO_FIELD")]
+    }
+
+    /// Whether the state that a row belongs to is that of real-address mode, on both sides.
+    fn both_in_real_mode(&self) -> bool {
+        let cr0 = match self.vmcs12() {
+            Some(vmcs12) => self.both(&format!("{vmcs12}.GUEST_CR0")),
+            None => self.both("sregs.cr0"),
+        };
+        cr0.is_some_and(|(a, b)| (a | b) & 1 == 0)
+    }
+
     /// The access rights of the segment that a row belongs to, on both sides.
     fn access_rights(&self) -> Option<(u64, u64)> {
         let mut parts = self.name.split('.');
@@ -117,6 +149,28 @@ pub struct Policy {
 const ALWAYS: fn(&Situation<'_>) -> bool = |_| true;
 const UNUSABLE: u64 = 1 << 16;
 const PRESENT: u64 = 1 << 7;
+
+/// Whether an exit with this basic reason may define the guest-linear address: LMSW, INS and OUTS, EPT
+/// violations, SPP.
+const fn defines_guest_linear_address(reason: u64) -> bool {
+    matches!(reason, 28 | 30 | 48 | 66)
+}
+
+/// Whether an exit defines the VM-exit instruction length: those due to instructions, and those of
+/// software interrupts and exceptions (types 4, 5 and 6), delivered or under delivery.
+fn defines_instruction_length(reason: u64, event_types: [Option<u64>; 2]) -> bool {
+    let software = |kind: Option<u64>| kind.is_some_and(|kind| (4..=6).contains(&kind));
+    match reason {
+        0 => software(event_types[0]) || software(event_types[1]),
+        1..=8 | 33 | 34 | 37 | 41 | 43 | 48 | 49 | 52 | 56 | 62 => software(event_types[1]),
+        _ => true,
+    }
+}
+
+/// Whether an exit defines the VM-exit instruction information.
+const fn defines_instruction_information(reason: u64) -> bool {
+    matches!(reason, 19..=27 | 30 | 46 | 47 | 50 | 53 | 57 | 58 | 61 | 63 | 64 | 67 | 68)
+}
 
 /// The table. The first row that applies counts.
 pub const POLICIES: &[Policy] = &[
@@ -214,6 +268,48 @@ pub const POLICIES: &[Policy] = &[
                 && s.numbers().is_some_and(|(a, b)| (a | b) & PRESENT == 0)
         },
         reason: "KVM sets the accessed bit of segments that are not present when it writes access rights (vmx_segment_access_rights)",
+    },
+    Policy {
+        id: "stale-guest-linear-address",
+        class: Class::Explained,
+        paths: &["nested.*vmcs12.GUEST_LINEAR_ADDRESS"],
+        when: |s| {
+            s.both_exit_reasons().is_some_and(|(a, b)| {
+                !defines_guest_linear_address(a) && !defines_guest_linear_address(b)
+            })
+        },
+        reason: "undefined for this exit reason (SDM Vol. 3C \"Basic VM-Exit Information\"): KVM copies what the processor's last exit left, one that L0 handled itself included",
+    },
+    Policy {
+        id: "stale-instruction-length",
+        class: Class::Explained,
+        paths: &["nested.*vmcs12.VM_EXIT_INSTRUCTION_LEN"],
+        when: |s| {
+            s.both_exit_reasons().is_some_and(|(a, b)| {
+                a == b && !defines_instruction_length(a, s.exit_event_types())
+            })
+        },
+        reason: "undefined for this exit (SDM Vol. 3C \"Information for VM Exits Due to Instruction Execution\"): KVM copies what the processor's last exit left",
+    },
+    Policy {
+        id: "stale-instruction-information",
+        class: Class::Explained,
+        paths: &["nested.*vmcs12.VMX_INSTRUCTION_INFO"],
+        when: |s| {
+            s.both_exit_reasons().is_some_and(|(a, b)| {
+                a == b && !defines_instruction_information(a)
+            })
+        },
+        reason: "undefined for this exit (SDM Vol. 3C \"Information for VM Exits Due to Instruction Execution\"): KVM copies what the processor's last exit left",
+    },
+    Policy {
+        id: "real-mode-code-type",
+        class: Class::Explained,
+        paths: &["sregs.cs.ar", "nested.*vmcs12.GUEST_CS_AR_BYTES"],
+        when: |s| {
+            s.changed_bits().is_some_and(|bits| bits & !8 == 0) && s.both_in_real_mode()
+        },
+        reason: "a far transfer in real-address mode loads CS with the type of a data segment on Bochs and leaves it alone in unicorn; the SDM (Vol. 3A \"Real-Address Mode\") gives it no meaning there",
     },
     Policy {
         id: "stale-pdptes",

@@ -128,9 +128,19 @@ impl KvmVm {
         let run_size = kvm
             .get_vcpu_mmap_size()
             .map_err(ioctl("KVM_GET_VCPU_MMAP_SIZE"))?;
-        let supported = kvm
+        let mut supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(ioctl("KVM_GET_SUPPORTED_CPUID"))?;
+        if kvm.check_extension_raw(kvm_bindings::KVM_CAP_TSC_DEADLINE_TIMER.into()) > 0 {
+            // KVM leaves the bit of the TSC-deadline timer to whoever gives it an in-kernel APIC
+            // (Documentation/virt/kvm/api.rst, KVM_GET_SUPPORTED_CPUID).
+            const TSC_DEADLINE: u32 = 1 << 24;
+            for entry in supported.as_mut_slice() {
+                if entry.function == 1 {
+                    entry.ecx |= TSC_DEADLINE;
+                }
+            }
+        }
         let mut vcpus = Vec::with_capacity(config.vcpus);
         for index in 0..config.vcpus {
             vcpus.push(KvmVcpu::new(

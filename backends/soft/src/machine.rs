@@ -2,7 +2,7 @@
 
 use crate::decode;
 use crate::engine::{
-    Action, Env, Fault, Fill, FillRequest, Intercept, Intercepts, Machine, Mmio, NativeMsr, TlbEntry,
+    Access as EngineAccess, Action, Env, Fault, Fill, FillRequest, Intercept, Intercepts, Machine, Mmio, NativeMsr, TlbEntry,
 };
 use crate::processor::{Processor, kind};
 use iced_x86::Register;
@@ -234,10 +234,19 @@ impl Machine for Runner<'_> {
         self.finish(env, exit)
     }
 
-    fn mmio(&mut self, env: &mut Env, _access: &Mmio) -> Action {
+    fn mmio(&mut self, env: &mut Env, access: &Mmio) -> Action {
         sync_in(self.processor, env);
         self.processor.cpu.vmx.run_pending = false;
-        let exit = self.processor.mmio(env.instruction_bytes());
+        let exit = if access.request.access == EngineAccess::Fetch {
+            Some(Exit::Unsupported {
+                what: format!(
+                    "code at {:#x}, where there is no RAM, SDM Vol. 3A \"Memory-Mapped I/O\"",
+                    access.gpa
+                ),
+            })
+        } else {
+            self.processor.mmio(env.instruction_bytes())
+        };
         self.finish(env, exit)
     }
 }

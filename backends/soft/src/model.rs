@@ -3,6 +3,8 @@
 
 use nvmx_core::cpu::{Model, Personality};
 use nvmx_core::vmx::capability::{KVM_6_1_ICELAKE, MSR_COUNT};
+use nvmx_core::vmx::entry::unsupported_controls;
+use nvmx_core::x86::msr;
 use nvmx_core::x86::cpuid::{self, CpuidEntry};
 
 /// TSC frequency in kHz: one tick is one nanosecond.
@@ -40,7 +42,24 @@ pub(crate) fn model(cpuid: Vec<CpuidEntry>, vmx_msrs: [u64; MSR_COUNT]) -> Model
     }
 }
 
+/// What KVM offers in the lab, less the controls that the model does not carry out. (Capability MSRs
+/// that a snapshot brings are taken as they are: a VM entry that uses such a control then ends in
+/// [`Exit::Unsupported`](nvmx_core::vcpu::Exit::Unsupported).)
+pub(crate) fn default_vmx_msrs() -> [u64; MSR_COUNT] {
+    let (pin, secondary) = unsupported_controls();
+    let mut msrs = KVM_6_1_ICELAKE;
+    for (number, controls) in [
+        (msr::IA32_VMX_PINBASED_CTLS, pin.bits()),
+        (msr::IA32_VMX_TRUE_PINBASED_CTLS, pin.bits()),
+        (msr::IA32_VMX_PROCBASED_CTLS2, secondary.bits()),
+    ] {
+        // The high half says which controls may be 1.
+        msrs[(number - msr::IA32_VMX_BASIC) as usize] &= !(u64::from(controls) << 32);
+    }
+    msrs
+}
+
 /// The default model.
 pub(crate) fn default_model() -> Model {
-    model(default_cpuid(), KVM_6_1_ICELAKE)
+    model(default_cpuid(), default_vmx_msrs())
 }

@@ -2,7 +2,7 @@
 
 use crate::processor::Processor;
 use nvmx_core::nested::NestedState;
-use nvmx_core::nested::set_rules::{self, EntryCheck, EntryClass, Refused, SetContext, SetRefusal};
+use nvmx_core::nested::set_rules::{self, Answer, EntryCheck, EntryClass, Refused, SetContext, SetRefusal};
 use nvmx_core::vcpu::Result;
 use nvmx_core::vmx::Vmcs12;
 use nvmx_core::vmx::entry;
@@ -12,6 +12,8 @@ use nvmx_core::vmx::vmcs12::Layout;
 use nvmx_core::x86::control::efer;
 use nvmx_core::x86::cpuid;
 
+/// `errno` where the bytes end too early.
+const EFAULT: i32 = 14;
 /// CPUID.1:ECX.VMX.
 const CPUID_VMX: u32 = 1 << 5;
 
@@ -30,7 +32,8 @@ pub(crate) fn set(processor: &mut Processor, state: &NestedState) -> Result<()> 
     plan.start_preemption_timer(processor.cpu.tsc.l1());
     let before = processor.cpu.clone();
     if plan.leave_guest_first {
-        exit::leave_nested(&mut processor.cpu, &processor.ram);
+        let left = exit::leave_nested(&mut processor.cpu, &processor.ram);
+        processor.left(&left);
     }
     let guest_mode = plan.vmx.guest_mode;
     processor.cpu.vmx = plan.vmx;
@@ -38,8 +41,22 @@ pub(crate) fn set(processor: &mut Processor, state: &NestedState) -> Result<()> 
         processor.cpu = before;
         return Err(Refused { rule: SetRefusal::EntryFailed, detail: format!("{}: {}", rule.id, rule.text) }.into());
     }
+    processor.pdptes_stale |= guest_mode;
     processor.level_changed();
     Ok(())
+}
+
+/// What the kernel answers to these bytes. Changes nothing.
+pub(crate) fn answer(processor: &Processor, bytes: &[u8]) -> i32 {
+    let Ok(state) = NestedState::from_bytes(bytes) else {
+        // Shorter than the header: copying it faults.
+        return -EFAULT;
+    };
+    match check(processor, &state).map_err(|refused| refused.rule.answer()) {
+        Ok(_) => 0,
+        Err(Answer::Errno(errno)) => -errno,
+        Err(Answer::Positive(number)) => number,
+    }
 }
 
 /// What the kernel would answer, and what it would do. Changes nothing.

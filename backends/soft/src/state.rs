@@ -109,13 +109,23 @@ fn events(processor: &Processor) -> VcpuEvents {
         }
         None => {}
     }
-    if let Some(exception) = cpu.pending_exception {
+    let pending = cpu.pending_exception.or_else(|| pending_debug_exception(processor));
+    if let Some(exception) = pending {
         events.exception_pending = true;
         events.exception_vector = exception.vector;
         events.exception_error_code = exception.error_code;
         events.exception_payload = Some(exception.payload);
     }
     events
+}
+
+/// L1's debug trap that waits for the boundary behind an instruction that left to user space. (L2's is
+/// in its vmcs12.)
+fn pending_debug_exception(processor: &Processor) -> Option<Exception> {
+    const TRAPS: u64 = 1 << 14 | 0xf;
+    let payload = processor.cpu.pending_debug & TRAPS;
+    let is_pending = payload != 0 && !processor.in_l2();
+    is_pending.then_some(Exception { vector: Exception::DB, error_code: None, payload })
 }
 
 /// Writes the parts that are there, in the order of `RESTORE_ORDER`. On an error nothing that a
@@ -179,6 +189,8 @@ pub(crate) fn write(processor: &mut Processor, env: &mut Env, state: &CpuState) 
     if let Some(regs) = state.regs {
         processor.cpu.regs = regs;
     }
+    // Without the flag the entries are not part of the state: KVM reads them from memory, too.
+    processor.pdptes_stale = !processor.cpu.sregs.pdptrs_valid;
     processor.level_changed();
     Ok(())
 }
@@ -221,6 +233,11 @@ fn write_msrs(processor: &mut Processor, msrs: &BTreeMap<u32, u64>) -> Result<()
                 processor.cpu.msrs.feature_control = value;
                 continue;
             }
+            // What a guest may set of it is a subset of what a processor can have.
+            msr::IA32_MISC_ENABLE => {
+                processor.cpu.msrs.misc_enable = value;
+                continue;
+            }
             // Writing it as the guest does would move the TSC.
             msr::IA32_TSC_ADJUST => {
                 processor.cpu.msrs.tsc_adjust = value;
@@ -260,6 +277,9 @@ fn write_events(processor: &mut Processor, events: &VcpuEvents) {
     } else {
         None
     };
+    if !cpu.vmx.guest_mode {
+        cpu.pending_debug = 0;
+    }
     cpu.pending_exception = events.exception_pending.then_some(Exception {
         vector: events.exception_vector,
         error_code: events.exception_error_code,

@@ -223,6 +223,10 @@ impl Vcpu for SoftVm {
         result
     }
 
+    fn try_nested_bytes(&mut self, bytes: &[u8]) -> Result<i32> {
+        Ok(nested::answer(&self.processor, bytes))
+    }
+
     fn level(&mut self) -> Result<Level> {
         Ok(if self.processor.in_l2() { Level::L2 } else { Level::L1 })
     }
@@ -285,5 +289,9 @@ impl Vcpu for SoftVm {
     fn drain_nested_events(&mut self, events: &mut Vec<NestedEvent>) -> Result<()> {
         events.append(&mut self.processor.events);
         Ok(())
+    }
+
+    fn lost_nested_events(&mut self) -> u64 {
+        std::mem::take(&mut self.processor.lost_events)
     }
 }

@@ -94,7 +94,7 @@ impl Stack {
         };
         let length = items.len() as u64 * size;
         let contiguous = top.wrapping_sub(bottom) == length - size;
-        if contiguous && bottom >> 12 == (top + size - 1) >> 12 {
+        if contiguous && bottom >> 12 == top.wrapping_add(size - 1) >> 12 {
             let mut frame = [0; MOST * 8];
             for (i, item) in items.iter().rev().enumerate() {
                 let at = i * size as usize;

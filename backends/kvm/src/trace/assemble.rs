@@ -211,7 +211,6 @@ impl Assembler {
                 reason: ours,
                 instruction_length,
                 guest_physical,
-                l2_rip,
                 interruption,
                 ..
             }) if same && reason == Some(*ours) && *ours & ENTRY_FAILED == 0 => {
@@ -221,7 +220,7 @@ impl Assembler {
                 if matches!(*ours, EPT_VIOLATION | EPT_MISCONFIGURATION) {
                     *guest_physical = now.vmcs12_u64(vmcs12::GUEST_PHYSICAL_ADDRESS);
                 }
-                *l2_rip = now.vmcs12_u64(vmcs12::GUEST_RIP);
+                // Not GUEST_RIP: L1 may have moved L2 on by now.
             }
             Some(NestedEvent::EntryFailure {
                 error: error @ None,

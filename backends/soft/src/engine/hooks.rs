@@ -35,6 +35,8 @@ pub(super) struct Shared {
     asked_for_block: bool,
     /// A block of one instruction was asked for because the lookup of a longer one faulted.
     lookup_cut: bool,
+    /// Looks at the operands of instructions; kept so that nothing is allocated.
+    information: InstructionInfoFactory,
 }
 
 /// An access that could not be satisfied.
@@ -54,6 +56,7 @@ impl Shared {
             translated: 0,
             asked_for_block: false,
             lookup_cut: false,
+            information: InstructionInfoFactory::new(),
         }
     }
 
@@ -287,7 +290,11 @@ fn fault(shared: &mut Shared, pending: Pending, last: Option<Block>) -> Option<A
         return shared.call(|machine, env| machine.intercept(env, Intercept::Exception(13), 0));
     }
     if request.access == Access::Read
-        && reads_and_writes(shared.env.instruction_bytes(), shared.env.code_size())
+        && reads_and_writes(
+            &mut shared.information,
+            shared.env.instruction_bytes(),
+            shared.env.code_size(),
+        )
     {
         // Translated code loads first; the processor asks for write permission at once.
         request.access = Access::Write;
@@ -339,9 +346,8 @@ fn undo_branch(shared: &mut Shared, block: Block) -> bool {
 }
 
 /// Whether the instruction both reads and writes one memory operand.
-fn reads_and_writes(bytes: &[u8], size: CodeSize) -> bool {
+fn reads_and_writes(factory: &mut InstructionInfoFactory, bytes: &[u8], size: CodeSize) -> bool {
     let instruction = Decoder::new(size.bits(), bytes, DecoderOptions::NONE).decode();
-    let mut factory = InstructionInfoFactory::new();
     let info = factory.info(&instruction);
     info.used_memory().iter().any(|memory| {
         matches!(

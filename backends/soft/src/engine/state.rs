@@ -85,6 +85,10 @@ impl Env {
             other => self.segment_cache(other as usize),
         };
         let mut ar = rights_of_flags(cache.flags);
+        if register == SegmentRegister::Tr && !ar.contains(AccessRights::UNUSABLE) {
+            // LTR marks the TSS busy (SDM Vol. 2A "LTR"); unicorn does so in memory alone.
+            ar |= AccessRights::WRITABLE_READABLE;
+        }
         if register == SegmentRegister::Ss && ar.contains(AccessRights::UNUSABLE) {
             let dpl = AccessRights::DPL_LOW | AccessRights::DPL_HIGH;
             let level = AccessRights::from_bits_retain(u32::from(self.cpl()) << 5);

@@ -12,11 +12,16 @@ use nvmx_core::x86::{Event, EventKind, Exception};
 
 /// Bits of the pending-debug-exceptions field that make a #DB pending: enabled breakpoint, RTM, BS.
 const DEBUG_PENDING: u64 = 1 << 12 | 1 << 14 | 1 << 16;
+/// L0 to L3 and G0 to G3 of DR7.
+const ENABLED_BREAKPOINTS: u64 = 0xff;
 
 impl Processor {
     /// Delivers or reflects what is pending, until an instruction may run. `Some` is an exit to user
     /// space.
     pub(crate) fn boundary(&mut self) -> Option<Exit> {
+        if let Some(exit) = self.cannot_run() {
+            return Some(exit);
+        }
         // The timer that a sleeping processor is woken by; `None` before it sleeps.
         let mut alarm = None;
         while self.event_count < self.event_limit {
@@ -35,6 +40,36 @@ impl Processor {
                     self.cpu.tsc.ticks = self.cpu.tsc.ticks.wrapping_add(skipped);
                 }
             }
+        }
+        None
+    }
+
+    /// What holds the processor whatever is pending: parts of its state that the model does not carry
+    /// out. It stays so until user space sets another state.
+    fn cannot_run(&mut self) -> Option<Exit> {
+        let unsupported = |what: &str| Some(Exit::Unsupported { what: what.to_owned() });
+        if let Some(what) = self.unsupported {
+            return unsupported(what);
+        }
+        if self.cpu.debug.dr7 & ENABLED_BREAKPOINTS != 0 {
+            return unsupported("breakpoints enabled in DR7, SDM Vol. 3B \"Debug Registers\"");
+        }
+        if self.cpu.smi_pending {
+            return unsupported("SMI, SDM Vol. 3C \"System Management Mode\"");
+        }
+        if self.cpu.activity == Activity::WaitForSipi {
+            return unsupported("wait-for-SIPI, SDM Vol. 3A \"Multiple-Processor (MP) Initialization\"");
+        }
+        if self.pdptes_stale {
+            self.pdptes_stale = false;
+            if !entry::reload_pdptes(&mut self.cpu, &self.ram) {
+                // As KVM answers where the pages that L2 needs cannot be had.
+                const EMULATION: u32 = 1;
+                self.pdptes_stale = true;
+                let message = format!("invalid PDPTEs at CR3 {:#x}", self.cpu.sregs.cr3);
+                return Some(Exit::InternalError { suberror: EMULATION, message });
+            }
+            self.address_space_changed();
         }
         None
     }

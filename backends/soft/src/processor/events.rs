@@ -145,7 +145,7 @@ impl Processor {
 
     fn try_deliver(&mut self, event: &Event) -> Result<(), DeliveryFault> {
         // Delivery works on a copy of the processor, so that the memory it goes through may borrow us.
-        let mut cpu = std::mem::take(&mut self.scratch);
+        let mut cpu = self.scratch.take().unwrap_or_default();
         cpu.regs = self.cpu.regs;
         cpu.sregs = self.cpu.sregs;
         cpu.debug = self.cpu.debug;
@@ -161,7 +161,7 @@ impl Processor {
             self.cpu.interruptibility = cpu.interruptibility;
             self.cpu.activity = cpu.activity;
         }
-        self.scratch = cpu;
+        self.scratch = Some(cpu);
         result
     }
 

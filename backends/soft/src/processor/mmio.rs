@@ -81,6 +81,10 @@ impl Processor {
     fn locate(&mut self, instruction: &Instruction, operand: u32, size: u8, kind: AccessKind) -> Result<Place, Trap> {
         let write = kind == AccessKind::Write;
         let address = decode::resolve(&self.cpu, instruction, operand, u64::from(size), write)?;
+        if address.linear % PAGE_SIZE + u64::from(size) > PAGE_SIZE {
+            // One half may be RAM.
+            return Err(self.cannot(instruction));
+        }
         Ok(self.place(address.linear, Access::explicit(kind, self.cpu.cpl()))?)
     }
 

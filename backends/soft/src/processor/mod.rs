@@ -103,6 +103,9 @@ pub(crate) enum PendingRead {
     },
 }
 
+/// Nested events that are kept for user space.
+const MOST_EVENTS: usize = 1 << 20;
+
 /// What the engine's side must do after a handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Effects {
@@ -138,8 +141,14 @@ pub(crate) struct Processor {
     pub(crate) executed_at_sync: u64,
     /// The boundary must be looked at after exactly one more instruction.
     pub(crate) one_instruction: bool,
+    /// What the state in force needs and the model lacks; no instruction runs while there is any.
+    pub(crate) unsupported: Option<&'static str>,
+    /// The PDPTEs of PAE paging must be read from memory before the next instruction.
+    pub(crate) pdptes_stale: bool,
+    /// Nested events that were dropped because user space fetched none.
+    pub(crate) lost_events: u64,
     /// A second processor state that event delivery works on, kept so that nothing is allocated.
-    scratch: Cpu,
+    scratch: Option<Box<Cpu>>,
 }
 
 impl Processor {
@@ -161,7 +170,10 @@ impl Processor {
             idle_ticks: 0,
             executed_at_sync: 0,
             one_instruction: false,
-            scratch: Cpu::default(),
+            unsupported: None,
+            pdptes_stale: false,
+            lost_events: 0,
+            scratch: None,
         }
     }
 
@@ -206,6 +218,7 @@ impl Processor {
             Intercept::Rdtsc | Intercept::Rdtscp => self.rdtsc(instruction),
             Intercept::Rdpmc => self.rdpmc(instruction),
             Intercept::Cpuid => self.cpuid(instruction),
+            Intercept::Rsm if self.cpu.smm => Err(unsupported("RSM, SDM Vol. 3C \"System Management Mode\"")),
             Intercept::Rsm => Err(Exception::UNDEFINED.into()),
             Intercept::Iret => self.iret(),
             Intercept::SoftwareInterrupt => self.software_interrupt(instruction),
@@ -240,7 +253,11 @@ impl Processor {
             }
             Ok(Done::Jumped) => None,
             Err(Trap::Fault(exception)) => self.raise(Event::exception(exception)),
-            Err(Trap::Software(event)) => self.raise(event),
+            Err(Trap::Software(event)) => {
+                // INT n is an instruction like others: it takes its tick.
+                self.cpu.tsc.ticks = self.cpu.tsc.ticks.wrapping_add(1);
+                self.raise(event)
+            }
             Err(Trap::Exit(exit)) => {
                 self.exit_to_l1(&exit);
                 None
@@ -267,7 +284,11 @@ impl Processor {
 
     /// Registers a nested event.
     pub(crate) fn record(&mut self, event: NestedEvent) {
-        self.events.push(event);
+        if self.events.len() < MOST_EVENTS {
+            self.events.push(event);
+        } else {
+            self.lost_events += 1;
+        }
         self.event_count += 1;
     }
 

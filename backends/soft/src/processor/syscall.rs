@@ -30,6 +30,7 @@ impl Processor {
         let selector = (cpu.msrs.star >> 32) as u16;
         cpu.sregs.cs = flat(selector & !3, FLAT_CODE_64);
         cpu.sregs.ss = flat((selector & !3).wrapping_add(8), FLAT_DATA);
+        self.retire(0);
         Ok(Done::Jumped)
     }
 
@@ -47,6 +48,7 @@ impl Processor {
         cpu.regs.rip = cpu.msrs.sysenter_eip & mask;
         cpu.sregs.cs = flat(selector & !3, if long { FLAT_CODE_64 } else { FLAT_CODE_32 });
         cpu.sregs.ss = flat((selector & !3).wrapping_add(8), FLAT_DATA);
+        self.retire(0);
         Ok(Done::Jumped)
     }
 }

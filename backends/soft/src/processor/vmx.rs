@@ -9,6 +9,7 @@ use nvmx_core::addr::L1Phys;
 use nvmx_core::cpu::Interruptibility;
 use nvmx_core::vcpu::NestedEvent;
 use nvmx_core::vmx::Field;
+use nvmx_core::vmx::entry;
 use nvmx_core::vmx::ept::EptFault;
 use nvmx_core::vmx::exit::{self, Flush, MsrEffects, VmExit};
 use nvmx_core::vmx::instructions::{self, Instruction as Vmx, Operands, VmxResult};
@@ -89,6 +90,7 @@ impl Processor {
     fn vmx_instruction(&mut self, vmx: Vmx, instruction: &Instruction) -> Outcome {
         let operands = self.vmx_operands(vmx, instruction);
         if let Err(result) = instructions::check_execution(&self.cpu, &self.ram, vmx, &operands) {
+            self.record_entry_failure(vmx, &result);
             return self.complete(result, operands.length, Flush::None);
         }
         let (result, flush) = match vmx {
@@ -127,7 +129,20 @@ impl Processor {
             Vmx::Vmfunc => instructions::vmfunc(&mut self.cpu, &self.ram, &operands),
             Vmx::Getsec => (VmxResult::Fault(Exception::UNDEFINED), Flush::None),
         };
+        self.record_entry_failure(vmx, &result);
         self.complete(result, operands.length, flush)
+    }
+
+    /// VMLAUNCH or VMRESUME that ended in VMfail is a nested event too.
+    fn record_entry_failure(&mut self, vmx: Vmx, result: &VmxResult) {
+        if !matches!(vmx, Vmx::Vmlaunch | Vmx::Vmresume) {
+            return;
+        }
+        match result {
+            VmxResult::FailInvalid => self.record(NestedEvent::EntryFailure { error: None }),
+            VmxResult::FailValid(error) => self.record(NestedEvent::EntryFailure { error: Some(error.0) }),
+            _ => {}
+        }
     }
 
     /// Applies how a VMX instruction ended.
@@ -168,7 +183,7 @@ impl Processor {
         let event = NestedEvent::Entry {
             vmcs12: self.cpu.vmx.current.unwrap_or(L1Phys(u64::MAX)),
             l2_rip: self.cpu.regs.rip,
-            injected: Some(if information & 1 << 31 != 0 { information } else { 0 }),
+            injected: Some(information),
         };
         self.record(event);
         self.level_changed();
@@ -176,6 +191,7 @@ impl Processor {
 
     /// Derives everything that depends on the level and on L1's controls.
     pub(crate) fn level_changed(&mut self) {
+        self.unsupported = if self.in_l2() { entry::unsupported(&self.cpu.vmx.vmcs12) } else { None };
         self.intercepts = if self.in_l2() { Intercepts::new(&self.cpu.vmx.vmcs12) } else { Intercepts::default() };
         self.effects.controls = true;
         self.address_space_changed();
@@ -201,7 +217,7 @@ impl Processor {
         }
     }
 
-    fn left(&mut self, left: &exit::Left) {
+    pub(crate) fn left(&mut self, left: &exit::Left) {
         self.apply_msr_effects(&left.msrs);
         self.one_instruction = false;
         self.level_changed();
@@ -267,7 +283,7 @@ impl Processor {
         let address = decode::resolve(&self.cpu, instruction, 1, 16, false)?;
         let mut words = [[0; 8]; 2];
         for (index, word) in words.iter_mut().enumerate() {
-            self.read_linear(address.linear + 8 * index as u64, word)?;
+            self.read_linear(address.linear.wrapping_add(8 * index as u64), word)?;
         }
         Ok(words.map(u64::from_le_bytes))
     }

@@ -20,7 +20,7 @@ pub(crate) use timing::preemption_timer_to_save;
 pub use timing::{
     l2_tsc, preemption_timer_expired, preemption_timer_expiry, preemption_timer_value,
 };
-pub use unsupported::unsupported;
+pub use unsupported::{unsupported, unsupported_controls};
 
 use super::Field;
 use super::controls::{Primary, Secondary};

@@ -41,6 +41,13 @@ const SECONDARY: &[(Secondary, &str)] = &[
     ),
 ];
 
+/// Every control that [`unsupported`] names: a model that offers none of them never meets one.
+#[must_use]
+pub fn unsupported_controls() -> (PinBased, Secondary) {
+    let all = SECONDARY.iter().fold(Secondary::empty(), |all, &(control, _)| all | control);
+    (PinBased::PROCESS_POSTED_INTERRUPTS, all)
+}
+
 /// The first control of this vmcs12 that L2 could notice missing, with its SDM section.
 #[must_use]
 pub fn unsupported(vmcs12: &Vmcs12) -> Option<&'static str> {
