@@ -355,8 +355,11 @@ pub fn same_event(a: &NestedEvent, b: &NestedEvent) -> bool {
                 l2_rip: p2,
             },
         ) => {
+            // EPT misconfigurations define no qualification: see the policy
+            // `misconfiguration-qualification`.
+            const EPT_MISCONFIGURATION: u32 = 49;
             r1 == r2
-                && seen(q1, q2)
+                && (r1 == EPT_MISCONFIGURATION || seen(q1, q2))
                 && seen(i1, i2)
                 && seen(e1, e2)
                 && seen(l1, l2)

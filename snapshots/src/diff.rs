@@ -5,6 +5,8 @@ use crate::pages::{PAGE, PageStore};
 use crate::policy::{self, Class, Situation};
 use crate::rows::{Rows, Value};
 use nvmx_core::addr::PAGE_SIZE;
+use nvmx_core::vmx::Vmcs12;
+use nvmx_core::vmx::vmcs12::VMCS12_REVISION;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -200,10 +202,22 @@ fn vmcs_regions(snapshot: &Snapshot) -> BTreeSet<u64> {
         .collect()
 }
 
+/// Whether a page holds a VMCS region on both sides (by its revision) and differs only in fields that
+/// the table of known divergences explains: one that was current once and was written out.
+fn is_explained_region(left: &[u8; PAGE], right: &[u8; PAGE]) -> bool {
+    let region = |bytes| {
+        let vmcs = Vmcs12::from_bytes(bytes);
+        (vmcs.revision() == VMCS12_REVISION).then(|| Rows::of_region(&vmcs))
+    };
+    let (Some(left), Some(right)) = (region(left), region(right)) else { return false };
+    Diff::of_rows(&left, &right).unexplained() == 0
+}
+
 fn memory(left: &PageStore, right: &PageStore, regions: &BTreeSet<u64>) -> Vec<PageRange> {
     let mut ranges: Vec<PageRange> = Vec::new();
     for page in left.changed_pages(right) {
-        let is_region = regions.contains(&page);
+        let (a, b) = (left.page(page), right.page(page));
+        let is_region = regions.contains(&page) || is_explained_region(a, b);
         let class = if is_region {
             Class::Implementation
         } else {
@@ -216,7 +230,6 @@ fn memory(left: &PageStore, right: &PageStore, regions: &BTreeSet<u64>) -> Vec<P
             last.pages += 1;
             continue;
         }
-        let (a, b) = (left.page(page), right.page(page));
         let at = (0..PAGE).find(|at| a[*at] != b[*at]).unwrap_or(0);
         ranges.push(PageRange {
             address: page * PAGE_SIZE,

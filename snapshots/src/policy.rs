@@ -92,6 +92,11 @@ impl Situation<'_> {
         Some((a & 0xffff, b & 0xffff))
     }
 
+    /// Exit qualifications of the vmcs12 that a row belongs to, on both sides.
+    fn both_qualifications(&self) -> Option<(u64, u64)> {
+        self.both(&format!("{}.EXIT_QUALIFICATION", self.vmcs12()?))
+    }
+
     /// Types of the event that caused the exit and of the event under delivery, on the left: bits
     /// 10:8 where valid.
     fn exit_event_types(&self) -> [Option<u64>; 2] {
@@ -150,10 +155,16 @@ const ALWAYS: fn(&Situation<'_>) -> bool = |_| true;
 const UNUSABLE: u64 = 1 << 16;
 const PRESENT: u64 = 1 << 7;
 
-/// Whether an exit with this basic reason may define the guest-linear address: LMSW, INS and OUTS, EPT
-/// violations, SPP.
-const fn defines_guest_linear_address(reason: u64) -> bool {
-    matches!(reason, 28 | 30 | 48 | 66)
+/// Whether an exit with this basic reason and qualification defines the guest-linear address: LMSW
+/// with a memory operand, INS and OUTS, EPT violations that say so, SPP.
+const fn defines_guest_linear_address(reason: u64, qualification: u64) -> bool {
+    match reason {
+        28 => qualification >> 4 & 7 == 7,
+        30 => qualification & 1 << 4 != 0,
+        48 => qualification & 1 << 7 != 0,
+        66 => true,
+        _ => false,
+    }
 }
 
 /// Whether an exit defines the VM-exit instruction length: those due to instructions, and those of
@@ -274,9 +285,11 @@ pub const POLICIES: &[Policy] = &[
         class: Class::Explained,
         paths: &["nested.*vmcs12.GUEST_LINEAR_ADDRESS"],
         when: |s| {
-            s.both_exit_reasons().is_some_and(|(a, b)| {
-                !defines_guest_linear_address(a) && !defines_guest_linear_address(b)
-            })
+            s.both_exit_reasons()
+                .zip(s.both_qualifications())
+                .is_some_and(|((a, b), (p, q))| {
+                    !defines_guest_linear_address(a, p) && !defines_guest_linear_address(b, q)
+                })
         },
         reason: "undefined for this exit reason (SDM Vol. 3C \"Basic VM-Exit Information\"): KVM copies what the processor's last exit left, one that L0 handled itself included",
     },
@@ -301,6 +314,20 @@ pub const POLICIES: &[Policy] = &[
             })
         },
         reason: "undefined for this exit (SDM Vol. 3C \"Information for VM Exits Due to Instruction Execution\"): KVM copies what the processor's last exit left",
+    },
+    Policy {
+        id: "misconfiguration-qualification",
+        class: Class::Explained,
+        paths: &["nested.*vmcs12.EXIT_QUALIFICATION"],
+        when: |s| s.both_exit_reasons() == Some((49, 49)),
+        reason: "EPT misconfigurations define no qualification (SDM Vol. 3C \"Basic VM-Exit Information\"); KVM hands L1 that of the EPT violation which it handled itself",
+    },
+    Policy {
+        id: "resume-flag",
+        class: Class::Explained,
+        paths: &["nested.*vmcs12.GUEST_RFLAGS"],
+        when: |s| s.changed_bits() == Some(1 << 16),
+        reason: "RF is saved as it was before the exit, or set for a fault (SDM Vol. 3C \"Saving RIP, RSP, RFLAGS, and SSP\"); Bochs clears it when an instruction begins",
     },
     Policy {
         id: "real-mode-code-type",

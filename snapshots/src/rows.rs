@@ -323,6 +323,14 @@ impl Rows {
         }
     }
 
+    /// The rows of a VMCS region in memory, under the same names as those of the cached vmcs12.
+    #[must_use]
+    pub(crate) fn of_region(region: &Vmcs12) -> Self {
+        let mut rows = Self::default();
+        rows.vmcs("memory.nested.vmcs12", region);
+        rows
+    }
+
     fn vmcs(&mut self, path: &str, vmcs: &Vmcs12) {
         self.put(path, "revision", vmcs.revision());
         self.put(path, "shadow_indicator", vmcs.is_shadow());

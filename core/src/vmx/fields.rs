@@ -173,7 +173,7 @@ impl Field {
 
     /// A dense number for tables indexed by field, below [`Field::SLOTS`]. `None` where reserved bits
     /// are set or the index is above all that exist.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn slot(self) -> Option<usize> {
         let low = self.0 & 0x3ff;

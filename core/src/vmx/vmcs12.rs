@@ -58,14 +58,14 @@ impl Vmcs12 {
     }
 
     /// The raw bytes.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn bytes(&self) -> &[u8; VMCS12_SIZE] {
         &self.0
     }
 
     /// The raw bytes, to write.
-    #[inline]
+    #[inline(always)]
     pub fn bytes_mut(&mut self) -> &mut [u8; VMCS12_SIZE] {
         &mut self.0
     }
@@ -77,7 +77,7 @@ impl Vmcs12 {
 
     /// The field's value, zero-extended. Zero for a field that no layout has: ask
     /// [`Layout::has`] first where the field's number comes from a guest.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn get(&self, field: Field) -> u64 {
         match layout::locate(field) {
@@ -87,14 +87,14 @@ impl Vmcs12 {
     }
 
     /// Like [`Vmcs12::get`] for fields of 32 bits or fewer.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn get32(&self, field: Field) -> u32 {
         self.get(field) as u32
     }
 
     /// The field's value as VMREAD finds it with the given layout; `None`: VMfailValid with error 12.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn try_get(&self, field: Field, layout: Layout) -> Option<u64> {
         match layout::locate(field) {
@@ -106,7 +106,7 @@ impl Vmcs12 {
     }
 
     /// Writes the field, cut to its width. Nothing happens for a field that no layout has.
-    #[inline]
+    #[inline(always)]
     pub fn set(&mut self, field: Field, value: u64) {
         if let Some(location) = layout::locate(field) {
             self.write(location.offset, location.bytes, value);
@@ -114,7 +114,7 @@ impl Vmcs12 {
     }
 
     /// Writes the field as VMWRITE does with the given layout; `false`: it is not there (error 12).
-    #[inline]
+    #[inline(always)]
     pub fn try_set(&mut self, field: Field, layout: Layout, value: u64) -> bool {
         match layout::locate(field) {
             Some(location) if location.since <= layout => {
@@ -126,7 +126,7 @@ impl Vmcs12 {
     }
 
     /// VMCS revision identifier: bits 30:0 of the first word.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn revision(&self) -> u32 {
         self.word(0) & !SHADOW_VMCS
@@ -138,7 +138,7 @@ impl Vmcs12 {
     }
 
     /// Shadow-VMCS indicator: bit 31 of the first word.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn is_shadow(&self) -> bool {
         self.word(0) & SHADOW_VMCS != 0
@@ -150,7 +150,7 @@ impl Vmcs12 {
     }
 
     /// VMX-abort indicator.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn abort(&self) -> u32 {
         self.word(ABORT_OFFSET)
@@ -163,7 +163,7 @@ impl Vmcs12 {
 
     /// Launch state: zero is clear. (KVM compares the raw word with 0 in VMRESUME and with 1 in
     /// VMLAUNCH, so that a region which L1 gave another word enters by both.)
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn launch_state(&self) -> LaunchState {
         if self.word(LAUNCH_STATE_OFFSET) == 0 {
@@ -210,7 +210,7 @@ impl Vmcs12 {
         gaps
     }
 
-    #[inline]
+    #[inline(always)]
     fn read(&self, offset: usize, bytes: usize) -> u64 {
         match bytes {
             2 => u64::from(u16::from_le_bytes(self.array(offset))),
@@ -219,7 +219,7 @@ impl Vmcs12 {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&mut self, offset: usize, bytes: usize, value: u64) {
         let value = value.to_le_bytes();
         match bytes {
@@ -229,7 +229,7 @@ impl Vmcs12 {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn array<const N: usize>(&self, offset: usize) -> [u8; N] {
         let mut array = [0; N];
         array.copy_from_slice(&self.0[offset..offset + N]);

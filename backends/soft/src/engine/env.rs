@@ -179,6 +179,14 @@ impl Env {
         );
     }
 
+    /// Clears RFLAGS.RF.
+    pub(super) fn clear_resume_flag(&mut self) {
+        let flags = self.get(ffi::env::EFLAGS);
+        if flags & rflags::RF != 0 {
+            self.put(ffi::env::EFLAGS, flags & !rflags::RF);
+        }
+    }
+
     /// Puts RFLAGS where `uc_emu_start` expects them.
     pub(super) fn flags_to_unicorn(&mut self) {
         let value = self.rflags();

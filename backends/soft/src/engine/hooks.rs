@@ -238,7 +238,11 @@ fn dispatch(shared: &mut Shared, number: i32) {
         }
     } else {
         let rip = env.linear_rip();
-        env.clock.leave_at(rip);
+        if env.clock.leave_at(rip) {
+            // An instruction ran: RF is clear (SDM Vol. 3B "Instruction-Breakpoint Exception
+            // Condition"). Unicorn clears it at the end of a block only.
+            env.clear_resume_flag();
+        }
     }
     env.bytes_len = 0;
     if !between || code == 0x41 {

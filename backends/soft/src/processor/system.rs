@@ -234,10 +234,14 @@ impl Processor {
             };
             let wide = matches!(
                 instruction.code(),
-                Code::Sgdt_m1664 | Code::Sidt_m1664 | Code::Lgdt_m1664 | Code::Lidt_m1664
-                    | Code::Sgdt_m1632 | Code::Sidt_m1632 | Code::Lgdt_m1632 | Code::Lidt_m1632
+                Code::Sgdt_m1632 | Code::Sidt_m1632 | Code::Lgdt_m1632 | Code::Lidt_m1632
             );
-            self.intercepts.descriptor_table(kind, &operand, size(if wide { 4 } else { 2 }), length)
+            let bytes = match (bits, wide) {
+                (64, _) => 8,
+                (_, true) => 4,
+                (_, false) => 2,
+            };
+            self.intercepts.descriptor_table(kind, &operand, size(bytes), length)
         };
         self.exit_if(exit)?;
         Err(unsupported(format!(

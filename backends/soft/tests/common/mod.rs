@@ -1,6 +1,8 @@
 //! What the tests of the software backend share: guests that run, whole captures of a machine.
 #![allow(dead_code)] // each test uses its part
 
+pub(crate) mod bare;
+
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
 use nvmx_core::nested::NestedState;
 use nvmx_core::vcpu::{Budget, NestedEvent, Parts, Vcpu, Vm, VmConfig};

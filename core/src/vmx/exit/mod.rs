@@ -25,6 +25,7 @@ use super::vmcs12::LaunchState;
 use crate::addr::L1Phys;
 use crate::cpu::{Cpu, Interruptibility, Personality};
 use crate::memory::GuestMemory;
+use crate::x86::control::rflags;
 use crate::x86::{Event, EventKind, Exception};
 
 /// Valid bit of an interruption-information field.
@@ -100,6 +101,10 @@ pub fn leave(cpu: &mut Cpu, memory: &dyn GuestMemory, exit: &VmExit) -> Left {
     if !is_entry_failure {
         hold_debug_trap(cpu, exit);
         save_guest_state(cpu);
+        if sets_resume_flag(cpu, exit) {
+            let flags = cpu.vmx.vmcs12.get(Field::GUEST_RFLAGS);
+            cpu.vmx.vmcs12.set(Field::GUEST_RFLAGS, flags | rflags::RF);
+        }
     }
     cpu.vmx.guest_mode = false;
     cpu.vmx.run_pending = false;
@@ -132,6 +137,20 @@ pub fn leave(cpu: &mut Cpu, memory: &dyn GuestMemory, exit: &VmExit) -> Left {
         flush: loaded.flush,
         abort,
         msrs: loaded.msrs,
+    }
+}
+
+/// Whether the saved RFLAGS have RF set whatever the register holds (SDM Vol. 3C "Saving RIP, RSP,
+/// RFLAGS, and SSP"): faults, and EPT's exits outside the delivery of an event.
+fn sets_resume_flag(cpu: &Cpu, exit: &VmExit) -> bool {
+    match exit.reason {
+        ExitReason::EXCEPTION_OR_NMI => exit.interruption.is_some_and(|event| {
+            event.kind == EventKind::HardwareException && event.vector != Exception::DB
+        }),
+        ExitReason::EPT_VIOLATION
+        | ExitReason::EPT_MISCONFIGURATION
+        | ExitReason::PAGE_MODIFICATION_LOG_FULL => cpu.injected.is_none(),
+        _ => false,
     }
 }
 

@@ -113,8 +113,9 @@ pub const fn descriptor_table_information(
     operand_size: OperandSize,
 ) -> u32 {
     let size = match operand_size {
-        OperandSize::Bits16 => 0,
-        OperandSize::Bits32 | OperandSize::Bits64 => 1 << 11,
+        OperandSize::Bits32 => 1 << 11,
+        // Undefined in 64-bit mode: zero, as Bochs has it.
+        OperandSize::Bits16 | OperandSize::Bits64 => 0,
     };
     memory.bits() | size | (instruction as u32) << 28
 }

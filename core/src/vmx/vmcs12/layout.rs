@@ -312,7 +312,7 @@ static SLOTS: [u16; Field::SLOTS] = {
 };
 
 /// Where the bytes of a field (or of its high half) lie, in whichever layout; `None` if in none.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub const fn locate(field: Field) -> Option<Location> {
     let Some(slot) = field.slot() else {

@@ -30,35 +30,43 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
+    #[inline(always)]
     pub(super) fn get(&self, field: Field) -> u64 {
         self.vmcs12.get(field)
     }
 
+    #[inline(always)]
     pub(super) fn pin(&self, control: PinBased) -> bool {
         pin_based(self.vmcs12).contains(control)
     }
 
+    #[inline(always)]
     pub(super) fn primary(&self, control: Primary) -> bool {
         primary(self.vmcs12).contains(control)
     }
 
+    #[inline(always)]
     pub(super) fn secondary(&self, control: Secondary) -> bool {
         active_secondary(self.vmcs12).contains(control)
     }
 
+    #[inline(always)]
     pub(super) fn exit(&self, control: ExitControls) -> bool {
         exit_controls(self.vmcs12).contains(control)
     }
 
+    #[inline(always)]
     pub(super) fn entry(&self, control: EntryControls) -> bool {
         entry_controls(self.vmcs12).contains(control)
     }
 
     /// "IA-32e mode guest".
+    #[inline(always)]
     pub(super) fn ia32e_guest(&self) -> bool {
         self.entry(EntryControls::IA32E_MODE_GUEST)
     }
 
+    #[inline(always)]
     pub(super) fn unrestricted(&self) -> bool {
         self.secondary(Secondary::UNRESTRICTED_GUEST)
     }
@@ -79,20 +87,24 @@ impl Context<'_> {
     }
 
     /// Whether the address has no bits beyond the physical-address width.
+    #[inline(always)]
     pub(super) fn in_width(&self, address: u64) -> bool {
         physical_address_is_valid(self.model, L1Phys(address))
     }
 
+    #[inline(always)]
     pub(super) fn canonical(&self, field: Field) -> bool {
         self.canonical_value(self.get(field))
     }
 
+    #[inline(always)]
     pub(super) fn canonical_value(&self, address: u64) -> bool {
         is_canonical(address, self.linear_width())
     }
 
     /// Bits of a linear address. A processor takes its own width; KVM (up to Linux 6.12) what L1's
     /// CR4.LA57 selects, which the host state repeats.
+    #[inline(always)]
     fn linear_width(&self) -> u8 {
         let width = match self.model.linear_address_width {
             0 => 48,

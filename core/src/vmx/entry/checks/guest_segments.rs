@@ -208,28 +208,34 @@ data_segment_rules! { GS "GS" GUEST_GS_SELECTOR GUEST_GS_BASE GUEST_GS_LIMIT GUE
     "guest.gs.granularity"
 }
 
+#[inline(always)]
 fn rights(c: &Context<'_>, fields: &SegmentFields) -> AccessRights {
     AccessRights::from_bits_retain(c.vmcs12.get32(fields.access_rights))
 }
 
+#[inline(always)]
 fn is_usable(c: &Context<'_>, fields: &SegmentFields) -> bool {
     !rights(c, fields).contains(AccessRights::UNUSABLE)
 }
 
+#[inline(always)]
 fn is_virtual_8086(c: &Context<'_>) -> bool {
     c.get(Field::GUEST_RFLAGS) & rflags::VM != 0
 }
 
 /// A rule that only holds sway outside virtual-8086 mode.
+#[inline(always)]
 fn protected(c: &Context<'_>, holds: bool) -> bool {
     is_virtual_8086(c) || holds
 }
 
 /// A rule that only holds sway outside virtual-8086 mode and for usable segments.
+#[inline(always)]
 fn usable(c: &Context<'_>, fields: &SegmentFields, holds: bool) -> bool {
     is_virtual_8086(c) || !is_usable(c, fields) || holds
 }
 
+#[inline(always)]
 fn is_virtual_8086_segment(c: &Context<'_>, fields: &SegmentFields) -> bool {
     c.get(fields.base) == c.get(fields.selector) << 4
         && c.get(fields.limit) == VIRTUAL_8086_LIMIT
@@ -238,6 +244,7 @@ fn is_virtual_8086_segment(c: &Context<'_>, fields: &SegmentFields) -> bool {
 
 /// "If any bit in the limit field in the range 11:0 is 0, G must be 0; if any bit in the range 31:20
 /// is 1, G must be 1."
+#[inline(always)]
 fn granularity_fits(c: &Context<'_>, fields: &SegmentFields) -> bool {
     let limit = c.get(fields.limit);
     if rights(c, fields).contains(AccessRights::GRANULARITY) {
