@@ -209,7 +209,9 @@ fn is_explained_region(left: &[u8; PAGE], right: &[u8; PAGE]) -> bool {
         let vmcs = Vmcs12::from_bytes(bytes);
         (vmcs.revision() == VMCS12_REVISION).then(|| Rows::of_region(&vmcs))
     };
-    let (Some(left), Some(right)) = (region(left), region(right)) else { return false };
+    let (Some(left), Some(right)) = (region(left), region(right)) else {
+        return false;
+    };
     Diff::of_rows(&left, &right).unexplained() == 0
 }
 

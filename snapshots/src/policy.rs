@@ -105,7 +105,10 @@ impl Situation<'_> {
             let (information, _) = self.both(&path)?;
             (information & 1 << 31 != 0).then_some(information >> 8 & 7)
         };
-        [event("VM_EXIT_INTR_INFO"), event("IDT_VECTORING_INFO_FIELD")]
+        [
+            event("VM_EXIT_INTR_INFO"),
+            event("IDT_VECTORING_INFO_FIELD"),
+        ]
     }
 
     /// Whether the state that a row belongs to is that of real-address mode, on both sides.
@@ -180,7 +183,10 @@ fn defines_instruction_length(reason: u64, event_types: [Option<u64>; 2]) -> boo
 
 /// Whether an exit defines the VM-exit instruction information.
 const fn defines_instruction_information(reason: u64) -> bool {
-    matches!(reason, 19..=27 | 30 | 46 | 47 | 50 | 53 | 57 | 58 | 61 | 63 | 64 | 67 | 68)
+    matches!(
+        reason,
+        19..=27 | 30 | 46 | 47 | 50 | 53 | 57 | 58 | 61 | 63 | 64 | 67 | 68
+    )
 }
 
 /// The table. The first row that applies counts.
@@ -309,9 +315,8 @@ pub const POLICIES: &[Policy] = &[
         class: Class::Explained,
         paths: &["nested.*vmcs12.VMX_INSTRUCTION_INFO"],
         when: |s| {
-            s.both_exit_reasons().is_some_and(|(a, b)| {
-                a == b && !defines_instruction_information(a)
-            })
+            s.both_exit_reasons()
+                .is_some_and(|(a, b)| a == b && !defines_instruction_information(a))
         },
         reason: "undefined for this exit (SDM Vol. 3C \"Information for VM Exits Due to Instruction Execution\"): KVM copies what the processor's last exit left",
     },
@@ -333,9 +338,7 @@ pub const POLICIES: &[Policy] = &[
         id: "real-mode-code-type",
         class: Class::Explained,
         paths: &["sregs.cs.ar", "nested.*vmcs12.GUEST_CS_AR_BYTES"],
-        when: |s| {
-            s.changed_bits().is_some_and(|bits| bits & !8 == 0) && s.both_in_real_mode()
-        },
+        when: |s| s.changed_bits().is_some_and(|bits| bits & !8 == 0) && s.both_in_real_mode(),
         reason: "a far transfer in real-address mode loads CS with the type of a data segment on Bochs and leaves it alone in unicorn; the SDM (Vol. 3A \"Real-Address Mode\") gives it no meaning there",
     },
     Policy {

@@ -29,14 +29,18 @@ pub(crate) fn decode(bytes: &[u8], bits: u32, rip: u64) -> Option<Instruction> {
 
 /// The general-purpose register that `register` is a part of; `None` for others.
 pub(crate) fn gpr(register: Register) -> Option<Gpr> {
-    register.is_gpr().then(|| Gpr::from_number(register.full_register().number() as u8))
+    register
+        .is_gpr()
+        .then(|| Gpr::from_number(register.full_register().number() as u8))
 }
 
 /// Reads a general-purpose register, or a part of one.
 pub(crate) fn read_register(cpu: &Cpu, register: Register) -> Option<u64> {
     let value = cpu.regs.get(gpr(register)?);
     Some(match register.size() {
-        1 if is_high_byte(register) => cpu.regs.get(Gpr::from_number(high_byte_owner(register))) >> 8 & 0xff,
+        1 if is_high_byte(register) => {
+            cpu.regs.get(Gpr::from_number(high_byte_owner(register))) >> 8 & 0xff
+        }
         1 => value & 0xff,
         2 => value & 0xffff,
         4 => value & 0xffff_ffff,
@@ -62,7 +66,10 @@ pub(crate) fn write_register(cpu: &mut Cpu, register: Register, value: u64) {
 }
 
 fn is_high_byte(register: Register) -> bool {
-    matches!(register, Register::AH | Register::CH | Register::DH | Register::BH)
+    matches!(
+        register,
+        Register::AH | Register::CH | Register::DH | Register::BH
+    )
 }
 
 fn high_byte_owner(register: Register) -> u8 {
@@ -136,12 +143,20 @@ pub(crate) fn check(
 ) -> Result<Address, Exception> {
     let segment = segment(cpu, register);
     let fault = if register == Register::SS {
-        Exception { vector: Exception::SS, error_code: Some(0), payload: 0 }
+        Exception {
+            vector: Exception::SS,
+            error_code: Some(0),
+            payload: 0,
+        }
     } else {
         Exception::GENERAL_PROTECTION
     };
     if cpu.in_64_bit_mode() {
-        let base = if matches!(register, Register::FS | Register::GS) { segment.base } else { 0 };
+        let base = if matches!(register, Register::FS | Register::GS) {
+            segment.base
+        } else {
+            0
+        };
         let linear = base.wrapping_add(offset);
         let last = linear.wrapping_add(length.max(1) - 1);
         let width = cpu.model.linear_address_width.max(48);
@@ -164,9 +179,14 @@ pub(crate) fn check(
     }
     let limit = u64::from(segment.limit);
     let last = offset.saturating_add(length.max(1) - 1);
-    let expand_down = !ar.contains(AccessRights::CODE) && ar.contains(AccessRights::EXPAND_DOWN_CONFORMING);
+    let expand_down =
+        !ar.contains(AccessRights::CODE) && ar.contains(AccessRights::EXPAND_DOWN_CONFORMING);
     let inside = if expand_down && !real_or_v86 {
-        let top = if ar.contains(AccessRights::DEFAULT_BIG) { 0xffff_ffff } else { 0xffff };
+        let top = if ar.contains(AccessRights::DEFAULT_BIG) {
+            0xffff_ffff
+        } else {
+            0xffff
+        };
         offset > limit && last <= top
     } else {
         last <= limit
@@ -174,7 +194,10 @@ pub(crate) fn check(
     if !inside {
         return Err(fault);
     }
-    Ok(Address { offset, linear: segment.base.wrapping_add(offset) & 0xffff_ffff })
+    Ok(Address {
+        offset,
+        linear: segment.base.wrapping_add(offset) & 0xffff_ffff,
+    })
 }
 
 /// Whether `address` is canonical for `width` bits (SDM Vol. 1 "Canonical Addressing").
@@ -227,9 +250,15 @@ mod tests {
         cpu.regs.set(Gpr::Rbx, 0x8000_0000_0000);
         // mov rax, [rbx]
         let instruction = decode(&[0x48, 0x8b, 0x03], 64, 0).expect("valid");
-        assert_eq!(resolve(&cpu, &instruction, 1, 8, false), Err(Exception::GENERAL_PROTECTION));
+        assert_eq!(
+            resolve(&cpu, &instruction, 1, 8, false),
+            Err(Exception::GENERAL_PROTECTION)
+        );
         cpu.regs.set(Gpr::Rbx, 0x7fff_ffff_f000);
-        assert_eq!(resolve(&cpu, &instruction, 1, 8, false).map(|a| a.linear), Ok(0x7fff_ffff_f000));
+        assert_eq!(
+            resolve(&cpu, &instruction, 1, 8, false).map(|a| a.linear),
+            Ok(0x7fff_ffff_f000)
+        );
     }
 
     #[test]
@@ -241,6 +270,9 @@ mod tests {
         assert!(check(&cpu, Register::DS, 0xffd, 4, false).is_err());
         assert!(check(&cpu, Register::DS, 0xffc, 4, true).is_ok());
         cpu.sregs.ds.ar = AccessRights::from_bits_retain(0x4091);
-        assert!(check(&cpu, Register::DS, 0, 4, true).is_err(), "not writable");
+        assert!(
+            check(&cpu, Register::DS, 0, 4, true).is_err(),
+            "not writable"
+        );
     }
 }

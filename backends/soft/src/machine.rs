@@ -2,7 +2,8 @@
 
 use crate::decode;
 use crate::engine::{
-    Access as EngineAccess, Action, Env, Fault, Fill, FillRequest, Intercept, Intercepts, Machine, Mmio, NativeMsr, TlbEntry,
+    Access as EngineAccess, Action, Env, Fault, Fill, FillRequest, Intercept, Intercepts, Machine,
+    Mmio, NativeMsr, TlbEntry,
 };
 use crate::processor::{Processor, kind};
 use iced_x86::Register;
@@ -44,17 +45,27 @@ pub(crate) fn sync_in(processor: &mut Processor, env: &Env) {
     env.read_sregs(&mut cpu.sregs);
     cpu.msrs.kernel_gs_base = env.msr(NativeMsr::KernelGsBase);
     cpu.tsc.ticks = env.executed().wrapping_add(processor.idle_ticks);
-    cpu.interruptibility.remove(Interruptibility::STI | Interruptibility::MOV_SS);
+    cpu.interruptibility
+        .remove(Interruptibility::STI | Interruptibility::MOV_SS);
     if env.interrupt_shadow() {
         // The translator does not keep which of the two it was. With RFLAGS.IF clear it was MOV SS.
-        let shadow = if cpu.regs.rflags & rflags::IF == 0 { Interruptibility::MOV_SS } else { Interruptibility::STI };
+        let shadow = if cpu.regs.rflags & rflags::IF == 0 {
+            Interruptibility::MOV_SS
+        } else {
+            Interruptibility::STI
+        };
         cpu.interruptibility.insert(shadow);
     }
 }
 
 /// Puts the processor's registers back into the engine, with everything that follows from them.
 pub(crate) fn sync_out(processor: &mut Processor, env: &mut Env) {
-    let retired = processor.cpu.tsc.ticks.wrapping_sub(processor.idle_ticks).wrapping_sub(env.executed());
+    let retired = processor
+        .cpu
+        .tsc
+        .ticks
+        .wrapping_sub(processor.idle_ticks)
+        .wrapping_sub(env.executed());
     if retired != 0 {
         env.retired(retired);
     }
@@ -67,8 +78,13 @@ pub(crate) fn sync_out(processor: &mut Processor, env: &mut Env) {
     env.set_msr(NativeMsr::Star, cpu.msrs.star);
     env.set_msr(NativeMsr::SysenterCs, cpu.msrs.sysenter_cs);
     env.set_msr(NativeMsr::TscAux, cpu.msrs.tsc_aux);
-    env.set_interrupt_shadow(cpu.interruptibility.intersects(Interruptibility::STI | Interruptibility::MOV_SS));
-    processor.ram.take_written(|address, length| env.host_wrote(address, length));
+    env.set_interrupt_shadow(
+        cpu.interruptibility
+            .intersects(Interruptibility::STI | Interruptibility::MOV_SS),
+    );
+    processor
+        .ram
+        .take_written(|address, length| env.host_wrote(address, length));
     let effects = std::mem::take(&mut processor.effects);
     if effects.flush {
         env.flush_tlb();
@@ -94,9 +110,18 @@ fn intercepts(processor: &Processor) -> Intercepts {
     for (on, intercept) in [
         (wanted.cr0_mask != 0, Intercept::CrRead(0)),
         (wanted.cr4_mask != 0, Intercept::CrRead(4)),
-        (wanted.primary.contains(Primary::CR3_STORE_EXITING), Intercept::CrRead(3)),
-        (wanted.primary.contains(Primary::INVLPG_EXITING), Intercept::Invlpg),
-        (wanted.primary.contains(Primary::PAUSE_EXITING), Intercept::Pause),
+        (
+            wanted.primary.contains(Primary::CR3_STORE_EXITING),
+            Intercept::CrRead(3),
+        ),
+        (
+            wanted.primary.contains(Primary::INVLPG_EXITING),
+            Intercept::Invlpg,
+        ),
+        (
+            wanted.primary.contains(Primary::PAUSE_EXITING),
+            Intercept::Pause,
+        ),
     ] {
         if on {
             set = set.with(intercept);
@@ -107,7 +132,10 @@ fn intercepts(processor: &Processor) -> Intercepts {
             set = set.with(Intercept::DrRead(number));
         }
     }
-    if wanted.secondary.contains(Secondary::DESCRIPTOR_TABLE_EXITING) {
+    if wanted
+        .secondary
+        .contains(Secondary::DESCRIPTOR_TABLE_EXITING)
+    {
         for intercept in [
             Intercept::IdtrRead,
             Intercept::GdtrRead,
@@ -131,7 +159,10 @@ impl Runner<'_> {
         let mut deadline = self.last_instruction;
         let stepping = processor.one_instruction
             || processor.waits_for_shadow()
-            || (processor.in_l2() && processor.primary_controls().contains(Primary::MONITOR_TRAP_FLAG));
+            || (processor.in_l2()
+                && processor
+                    .primary_controls()
+                    .contains(Primary::MONITOR_TRAP_FLAG));
         if stepping {
             deadline = deadline.min(executed.saturating_add(1));
         }
@@ -149,7 +180,8 @@ impl Runner<'_> {
             self.exit = exit;
             return Action::Stop;
         }
-        if self.processor.event_count >= self.last_event || env.executed() >= self.last_instruction {
+        if self.processor.event_count >= self.last_event || env.executed() >= self.last_instruction
+        {
             self.exit = Some(Exit::Budget);
             return Action::Stop;
         }
@@ -163,12 +195,18 @@ impl Runner<'_> {
     /// Counts handlers: whether the engine must come back although the guest could go on.
     fn loops_without_progress(&mut self, executed: u64) -> bool {
         self.calls += 1;
-        self.idle_calls = if executed == self.executed_at_call { self.idle_calls + 1 } else { 0 };
+        self.idle_calls = if executed == self.executed_at_call {
+            self.idle_calls + 1
+        } else {
+            0
+        };
         self.executed_at_call = executed;
         if self.idle_calls > MOST_IDLE_CALLS {
             self.exit = Some(Exit::InternalError {
                 suberror: 0,
-                message: format!("{MOST_IDLE_CALLS} events without an instruction executed between them"),
+                message: format!(
+                    "{MOST_IDLE_CALLS} events without an instruction executed between them"
+                ),
             });
             return true;
         }
@@ -176,14 +214,20 @@ impl Runner<'_> {
     }
 
     fn access(request: &FillRequest) -> Access {
-        Access { kind: kind(request.access), user: request.user, implicit_supervisor: false }
+        Access {
+            kind: kind(request.access),
+            user: request.user,
+            implicit_supervisor: false,
+        }
     }
 }
 
 impl Machine for Runner<'_> {
     fn intercept(&mut self, env: &mut Env, intercept: Intercept, error_code: u32) -> Action {
         sync_in(self.processor, env);
-        let exit = self.processor.handle(intercept, error_code, env.instruction_bytes());
+        let exit = self
+            .processor
+            .handle(intercept, error_code, env.instruction_bytes());
         self.finish(env, exit)
     }
 
@@ -193,9 +237,16 @@ impl Machine for Runner<'_> {
             return Fill::Fault;
         }
         processor.regime.alignment_check = !request.smap;
-        let mapping = paging::translate(&processor.ram, &processor.regime, request.vaddr, Self::access(request));
+        let mapping = paging::translate(
+            &processor.ram,
+            &processor.regime,
+            request.vaddr,
+            Self::access(request),
+        );
         processor.keep_log_index();
-        processor.ram.take_written(|address, length| env.host_wrote(address, length));
+        processor
+            .ram
+            .take_written(|address, length| env.host_wrote(address, length));
         match mapping {
             Err(_) => Fill::Fault,
             Ok(mapping) => {
@@ -220,7 +271,12 @@ impl Machine for Runner<'_> {
         processor.cpu.vmx.run_pending = false;
         let exit = if processor.regime.is_canonical(request.vaddr) {
             processor.regime.alignment_check = !request.smap;
-            let result = paging::translate(&processor.ram, &processor.regime, request.vaddr, Self::access(request));
+            let result = paging::translate(
+                &processor.ram,
+                &processor.regime,
+                request.vaddr,
+                Self::access(request),
+            );
             processor.keep_log_index();
             match result {
                 // What refused the access before is gone: an entry that a walk since then completed.
@@ -228,8 +284,16 @@ impl Machine for Runner<'_> {
                 Err(fault) => processor.walk_fault(fault, request.read_modify_write),
             }
         } else {
-            let vector = if uses_stack(processor, env.instruction_bytes()) { Exception::SS } else { Exception::GP };
-            processor.raise_and_look(Event::exception(Exception { vector, error_code: Some(0), payload: 0 }))
+            let vector = if uses_stack(processor, env.instruction_bytes()) {
+                Exception::SS
+            } else {
+                Exception::GP
+            };
+            processor.raise_and_look(Event::exception(Exception {
+                vector,
+                error_code: Some(0),
+                payload: 0,
+            }))
         };
         self.finish(env, exit)
     }

@@ -4,15 +4,22 @@
 use nvmx_core::cpu::{Model, Personality};
 use nvmx_core::vmx::capability::{KVM_6_1_ICELAKE, MSR_COUNT};
 use nvmx_core::vmx::entry::unsupported_controls;
-use nvmx_core::x86::msr;
 use nvmx_core::x86::cpuid::{self, CpuidEntry};
+use nvmx_core::x86::msr;
 
 /// TSC frequency in kHz: one tick is one nanosecond.
 pub(crate) const TSC_KHZ: u32 = 1_000_000;
 
 /// CPUID of the default model.
 pub(crate) fn default_cpuid() -> Vec<CpuidEntry> {
-    let leaf = |leaf, eax, ebx, ecx, edx| CpuidEntry { leaf, eax, ebx, ecx, edx, ..CpuidEntry::default() };
+    let leaf = |leaf, eax, ebx, ecx, edx| CpuidEntry {
+        leaf,
+        eax,
+        ebx,
+        ecx,
+        edx,
+        ..CpuidEntry::default()
+    };
     vec![
         // "GenuineIntel"
         leaf(0, 0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69),
@@ -20,7 +27,10 @@ pub(crate) fn default_cpuid() -> Vec<CpuidEntry> {
         // RDRAND, hypervisor.
         leaf(1, 0x0007_06e5, 0x0001_0800, 0xc3f8_2223, 0x0f8b_fbff),
         // FSGSBASE, TSC_ADJUST, BMI1, SMEP, BMI2, ERMS, ADX, SMAP.
-        CpuidEntry { subleaf_significant: true, ..leaf(7, 0, 0x0018_038b, 0, 0) },
+        CpuidEntry {
+            subleaf_significant: true,
+            ..leaf(7, 0, 0x0018_038b, 0, 0)
+        },
         leaf(0x8000_0000, 0x8000_0008, 0, 0, 0),
         // LAHF, LZCNT; SYSCALL, NX, 1-GiB pages, RDTSCP, long mode.
         leaf(0x8000_0001, 0, 0, 0x21, 0x2c10_0800),

@@ -2,7 +2,9 @@
 
 use crate::processor::Processor;
 use nvmx_core::nested::NestedState;
-use nvmx_core::nested::set_rules::{self, Answer, EntryCheck, EntryClass, Refused, SetContext, SetRefusal};
+use nvmx_core::nested::set_rules::{
+    self, Answer, EntryCheck, EntryClass, Refused, SetContext, SetRefusal,
+};
 use nvmx_core::vcpu::Result;
 use nvmx_core::vmx::Vmcs12;
 use nvmx_core::vmx::entry;
@@ -39,7 +41,11 @@ pub(crate) fn set(processor: &mut Processor, state: &NestedState) -> Result<()> 
     processor.cpu.vmx = plan.vmx;
     if guest_mode && let Err(rule) = entry::resume_from_nested_state(&mut processor.cpu) {
         processor.cpu = before;
-        return Err(Refused { rule: SetRefusal::EntryFailed, detail: format!("{}: {}", rule.id, rule.text) }.into());
+        return Err(Refused {
+            rule: SetRefusal::EntryFailed,
+            detail: format!("{}: {}", rule.id, rule.text),
+        }
+        .into());
     }
     processor.pdptes_stale |= guest_mode;
     processor.level_changed();
@@ -60,7 +66,10 @@ pub(crate) fn answer(processor: &Processor, bytes: &[u8]) -> i32 {
 }
 
 /// What the kernel would answer, and what it would do. Changes nothing.
-pub(crate) fn check(processor: &Processor, state: &NestedState) -> Result<set_rules::SetPlan, Refused> {
+pub(crate) fn check(
+    processor: &Processor,
+    state: &NestedState,
+) -> Result<set_rules::SetPlan, Refused> {
     let cpu = &processor.cpu;
     let entry_checks = |vmcs12: &Vmcs12, run_pending: bool| {
         let context = checks::Context {

@@ -35,8 +35,15 @@ impl Ram {
         let length = usize::try_from(size).map_err(|e| too_large(e.to_string()))?;
         let map = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), length)])
             .map_err(|e| too_large(e.to_string()))?;
-        let start = map.get_host_address(GuestAddress(0)).map_err(|e| too_large(e.to_string()))?;
-        Ok(Self { map, start, size, written: RefCell::new(Vec::with_capacity(64)) })
+        let start = map
+            .get_host_address(GuestAddress(0))
+            .map_err(|e| too_large(e.to_string()))?;
+        Ok(Self {
+            map,
+            start,
+            size,
+            written: RefCell::new(Vec::with_capacity(64)),
+        })
     }
 
     /// The mapping, for the engine to run on.
@@ -79,7 +86,11 @@ impl GuestMemory for Ram {
         let offset = self.check(address, buffer.len())?;
         // SAFETY: `check` holds the range inside the mapping, which lives as long as `self`; the
         // machine is single-threaded, so that nothing writes while we read.
-        unsafe { self.start.add(offset).copy_to_nonoverlapping(buffer.as_mut_ptr(), buffer.len()) };
+        unsafe {
+            self.start
+                .add(offset)
+                .copy_to_nonoverlapping(buffer.as_mut_ptr(), buffer.len())
+        };
         Ok(())
     }
 
@@ -87,8 +98,14 @@ impl GuestMemory for Ram {
     fn write(&self, address: L1Phys, bytes: &[u8]) -> Result<(), NotRam> {
         let offset = self.check(address, bytes.len())?;
         // SAFETY: as in `read`; no reference into the mapping is ever made.
-        unsafe { self.start.add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-        self.written.borrow_mut().push((address.0, bytes.len() as u64));
+        unsafe {
+            self.start
+                .add(offset)
+                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
+        };
+        self.written
+            .borrow_mut()
+            .push((address.0, bytes.len() as u64));
         Ok(())
     }
 
@@ -96,14 +113,18 @@ impl GuestMemory for Ram {
     fn read_u64(&self, address: L1Phys) -> Result<u64, NotRam> {
         let offset = self.check(address, 8)?;
         // SAFETY: as in `read`; the read is unaligned-safe.
-        Ok(u64::from_le(unsafe { self.start.add(offset).cast::<u64>().read_unaligned() }))
+        Ok(u64::from_le(unsafe {
+            self.start.add(offset).cast::<u64>().read_unaligned()
+        }))
     }
 
     #[inline]
     fn read_u32(&self, address: L1Phys) -> Result<u32, NotRam> {
         let offset = self.check(address, 4)?;
         // SAFETY: as in `read`; the read is unaligned-safe.
-        Ok(u32::from_le(unsafe { self.start.add(offset).cast::<u32>().read_unaligned() }))
+        Ok(u32::from_le(unsafe {
+            self.start.add(offset).cast::<u32>().read_unaligned()
+        }))
     }
 }
 

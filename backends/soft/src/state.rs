@@ -27,7 +27,11 @@ pub(crate) fn read(processor: &Processor, env: &Env, parts: Parts) -> CpuState {
     let mut sregs = cpu.sregs;
     sregs.cr8 = processor.apic.cr8();
     sregs.apic_base = processor.apic.base();
-    let mut state = CpuState { regs: Some(cpu.regs), sregs: Some(sregs), ..CpuState::default() };
+    let mut state = CpuState {
+        regs: Some(cpu.regs),
+        sregs: Some(sregs),
+        ..CpuState::default()
+    };
     if parts == Parts::Registers {
         return state;
     }
@@ -97,7 +101,12 @@ fn events(processor: &Processor) -> VcpuEvents {
     }
     match cpu.injected {
         Some(event) if event.kind == EventKind::Nmi => events.nmi_injected = true,
-        Some(event) if matches!(event.kind, EventKind::ExternalInterrupt | EventKind::SoftwareInterrupt) => {
+        Some(event)
+            if matches!(
+                event.kind,
+                EventKind::ExternalInterrupt | EventKind::SoftwareInterrupt
+            ) =>
+        {
             events.interrupt_injected = true;
             events.interrupt_vector = event.vector;
             events.interrupt_soft = event.kind == EventKind::SoftwareInterrupt;
@@ -109,7 +118,9 @@ fn events(processor: &Processor) -> VcpuEvents {
         }
         None => {}
     }
-    let pending = cpu.pending_exception.or_else(|| pending_debug_exception(processor));
+    let pending = cpu
+        .pending_exception
+        .or_else(|| pending_debug_exception(processor));
     if let Some(exception) = pending {
         events.exception_pending = true;
         events.exception_vector = exception.vector;
@@ -125,7 +136,11 @@ fn pending_debug_exception(processor: &Processor) -> Option<Exception> {
     const TRAPS: u64 = 1 << 14 | 0xf;
     let payload = processor.cpu.pending_debug & TRAPS;
     let is_pending = payload != 0 && !processor.in_l2();
-    is_pending.then_some(Exception { vector: Exception::DB, error_code: None, payload })
+    is_pending.then_some(Exception {
+        vector: Exception::DB,
+        error_code: None,
+        payload,
+    })
 }
 
 /// Writes the parts that are there, in the order of `RESTORE_ORDER`. On an error nothing that a
@@ -156,9 +171,15 @@ pub(crate) fn write(processor: &mut Processor, env: &mut Env, state: &CpuState) 
         processor.cpu.xcr0 = xcr0;
     }
     if let Some(area) = &state.xsave {
-        let image: &[u8; 512] = area
-            .first_chunk()
-            .ok_or_else(|| refused("xsave", format!("{} bytes, fewer than the 512 of the legacy area", area.len())))?;
+        let image: &[u8; 512] = area.first_chunk().ok_or_else(|| {
+            refused(
+                "xsave",
+                format!(
+                    "{} bytes, fewer than the 512 of the legacy area",
+                    area.len()
+                ),
+            )
+        })?;
         env.set_fxsave(image);
     }
     if let Some(page) = &state.lapic {
@@ -168,9 +189,15 @@ pub(crate) fn write(processor: &mut Processor, env: &mut Env, state: &CpuState) 
             .map_err(|_| refused("lapic", format!("{} bytes instead of 1024", page.len())))?;
         processor.apic.from_kvm_page(page, processor.cpu.tsc.l1());
         // The deadline is no part of the page; the MSR holds it.
-        if let Some(deadline) = state.msrs.as_ref().and_then(|m| m.get(&msr::IA32_TSC_DEADLINE)) {
+        if let Some(deadline) = state
+            .msrs
+            .as_ref()
+            .and_then(|m| m.get(&msr::IA32_TSC_DEADLINE))
+        {
             let now = processor.cpu.tsc.l1();
-            let _ = processor.apic.msr_write(msr::IA32_TSC_DEADLINE, *deadline, now);
+            let _ = processor
+                .apic
+                .msr_write(msr::IA32_TSC_DEADLINE, *deadline, now);
         }
     }
     if let Some(events) = &state.events {
@@ -180,7 +207,9 @@ pub(crate) fn write(processor: &mut Processor, env: &mut Env, state: &CpuState) 
         processor.cpu.activity = match mp_state {
             MpState::Halted => Activity::Hlt,
             MpState::Runnable => Activity::Active,
-            MpState::Uninitialized | MpState::InitReceived | MpState::SipiReceived => Activity::WaitForSipi,
+            MpState::Uninitialized | MpState::InitReceived | MpState::SipiReceived => {
+                Activity::WaitForSipi
+            }
         };
     }
     if let Some(debug) = state.debug {
@@ -199,7 +228,10 @@ fn write_model(processor: &mut Processor, state: &CpuState) -> Result<()> {
     let old = &processor.cpu.model;
     let mut msrs = old.vmx_msrs;
     for (number, value) in state.msrs.iter().flatten() {
-        if let Some(slot) = number.checked_sub(msr::IA32_VMX_BASIC).and_then(|i| msrs.get_mut(i as usize)) {
+        if let Some(slot) = number
+            .checked_sub(msr::IA32_VMX_BASIC)
+            .and_then(|i| msrs.get_mut(i as usize))
+        {
             *slot = *value;
         }
     }
@@ -227,7 +259,9 @@ fn write_msrs(processor: &mut Processor, msrs: &BTreeMap<u32, u64>) -> Result<()
                 continue;
             }
             // Set with sregs, and by the deadline's own rule after the LAPIC.
-            msr::IA32_EFER | msr::IA32_APIC_BASE | msr::IA32_FS_BASE | msr::IA32_GS_BASE => continue,
+            msr::IA32_EFER | msr::IA32_APIC_BASE | msr::IA32_FS_BASE | msr::IA32_GS_BASE => {
+                continue;
+            }
             msr::IA32_FEATURE_CONTROL => {
                 // User space may unlock what the guest has locked.
                 processor.cpu.msrs.feature_control = value;
@@ -258,21 +292,46 @@ fn write_msrs(processor: &mut Processor, msrs: &BTreeMap<u32, u64>) -> Result<()
 fn write_events(processor: &mut Processor, events: &VcpuEvents) {
     let cpu = &mut processor.cpu;
     cpu.nmi_pending = events.nmi_pending;
-    cpu.interruptibility.set(Interruptibility::NMI, events.nmi_masked);
-    cpu.interruptibility.set(Interruptibility::MOV_SS, events.interrupt_shadow & SHADOW_MOV_SS != 0);
-    cpu.interruptibility.set(Interruptibility::STI, events.interrupt_shadow & SHADOW_STI != 0);
+    cpu.interruptibility
+        .set(Interruptibility::NMI, events.nmi_masked);
+    cpu.interruptibility.set(
+        Interruptibility::MOV_SS,
+        events.interrupt_shadow & SHADOW_MOV_SS != 0,
+    );
+    cpu.interruptibility.set(
+        Interruptibility::STI,
+        events.interrupt_shadow & SHADOW_STI != 0,
+    );
     cpu.smm = events.smm;
     cpu.smi_pending = events.smi_pending;
     cpu.triple_fault_pending = events.triple_fault_pending;
-    let event = |kind, vector, error_code| Event { kind, vector, error_code, instruction_length: 0, payload: 0 };
+    let event = |kind, vector, error_code| Event {
+        kind,
+        vector,
+        error_code,
+        instruction_length: 0,
+        payload: 0,
+    };
     cpu.injected = if events.exception_injected {
         let soft = matches!(events.exception_vector, Exception::BP | Exception::OF);
-        let kind = if soft { EventKind::SoftwareException } else { EventKind::HardwareException };
-        Some(event(kind, events.exception_vector, events.exception_error_code))
+        let kind = if soft {
+            EventKind::SoftwareException
+        } else {
+            EventKind::HardwareException
+        };
+        Some(event(
+            kind,
+            events.exception_vector,
+            events.exception_error_code,
+        ))
     } else if events.nmi_injected {
         Some(Event::NMI)
     } else if events.interrupt_injected {
-        let kind = if events.interrupt_soft { EventKind::SoftwareInterrupt } else { EventKind::ExternalInterrupt };
+        let kind = if events.interrupt_soft {
+            EventKind::SoftwareInterrupt
+        } else {
+            EventKind::ExternalInterrupt
+        };
         Some(event(kind, events.interrupt_vector, None))
     } else {
         None
@@ -288,5 +347,8 @@ fn write_events(processor: &mut Processor, events: &VcpuEvents) {
 }
 
 pub(crate) fn refused(part: impl Into<String>, reason: impl Into<String>) -> BackendError {
-    BackendError::StateRefused { part: part.into(), reason: reason.into() }
+    BackendError::StateRefused {
+        part: part.into(),
+        reason: reason.into(),
+    }
 }

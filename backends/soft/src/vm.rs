@@ -11,7 +11,8 @@ use nvmx_core::cpu::Cpu;
 use nvmx_core::memory::GuestMemory;
 use nvmx_core::nested::NestedState;
 use nvmx_core::vcpu::{
-    BackendError, Budget, Capabilities, Capability, Exit, NestedEvent, Parts, Result, Vcpu, Vm, VmConfig,
+    BackendError, Budget, Capabilities, Capability, Exit, NestedEvent, Parts, Result, Vcpu, Vm,
+    VmConfig,
 };
 use nvmx_core::x86::ownership::Level;
 use nvmx_core::x86::{AccessRights, CpuState, Event, EventKind, Exception, Segment, Sregs};
@@ -40,9 +41,18 @@ impl SoftVm {
         let ram = Ram::new(config.memory_size)?;
         let mut engine = Engine::new(ram.map()).map_err(|e| BackendError::Other(e.to_string()))?;
         hide_features(engine.env_mut());
-        let cpu = Cpu { sregs: reset_sregs(), model: Arc::new(model::default_model()), xcr0: 1, ..reset_cpu() };
+        let cpu = Cpu {
+            sregs: reset_sregs(),
+            model: Arc::new(model::default_model()),
+            xcr0: 1,
+            ..reset_cpu()
+        };
         let processor = Processor::new(ram, cpu, Apic::new(0, model::TSC_KHZ));
-        let mut vm = Self { capabilities: capabilities(), engine, processor };
+        let mut vm = Self {
+            capabilities: capabilities(),
+            engine,
+            processor,
+        };
         vm.put();
         Ok(vm)
     }
@@ -53,7 +63,12 @@ impl SoftVm {
     }
 
     /// Runs up to absolute counts of instructions and nested events.
-    fn run_to(&mut self, last_instruction: u64, last_event: u64, until: Option<Instant>) -> Result<Exit> {
+    fn run_to(
+        &mut self,
+        last_instruction: u64,
+        last_event: u64,
+        until: Option<Instant>,
+    ) -> Result<Exit> {
         self.processor.event_limit = last_event;
         let (mut idle_calls, mut executed_at_call) = (0, self.engine.env().executed());
         loop {
@@ -69,7 +84,11 @@ impl SoftVm {
             {
                 return Ok(Exit::Budget);
             }
-            let slice = if until.is_some() { executed.saturating_add(TIME_SLICE) } else { u64::MAX };
+            let slice = if until.is_some() {
+                executed.saturating_add(TIME_SLICE)
+            } else {
+                u64::MAX
+            };
             let mut runner = Runner {
                 processor: &mut self.processor,
                 last_instruction: last_instruction.min(slice),
@@ -89,7 +108,8 @@ impl SoftVm {
             let native = self.engine.env().executed() > self.processor.executed_at_sync;
             sync_in(&mut self.processor, self.engine.env());
             match (reason, exit) {
-                (StopReason::Machine, Some(Exit::Budget)) | (StopReason::Budget | StopReason::Requested, None) => {
+                (StopReason::Machine, Some(Exit::Budget))
+                | (StopReason::Budget | StopReason::Requested, None) => {
                     // What was waiting for one instruction has had it.
                     if native {
                         self.processor.instruction_ran_natively();
@@ -138,8 +158,14 @@ fn reset_sregs() -> Sregs {
         gs: data,
         ldtr: segment(0x82, 0, 0),
         tr: segment(0x8b, 0, 0),
-        gdtr: nvmx_core::x86::DescriptorTable { base: 0, limit: 0xffff },
-        idtr: nvmx_core::x86::DescriptorTable { base: 0, limit: 0xffff },
+        gdtr: nvmx_core::x86::DescriptorTable {
+            base: 0,
+            limit: 0xffff,
+        },
+        idtr: nvmx_core::x86::DescriptorTable {
+            base: 0,
+            limit: 0xffff,
+        },
         cr0: 0x6000_0010,
         apic_base: 0xfee0_0900,
         ..Sregs::default()
@@ -159,7 +185,13 @@ fn capabilities() -> Capabilities {
             (ExactInstructions, yes("")),
             (ExactNestedEvents, yes("")),
             (Deterministic, yes("time is the count of instructions")),
-            (Smm, Err("unsupported: system-management mode, SDM Vol. 3C \"System Management Mode\"".into())),
+            (
+                Smm,
+                Err(
+                    "unsupported: system-management mode, SDM Vol. 3C \"System Management Mode\""
+                        .into(),
+                ),
+            ),
             (NestedEvents, yes("the model reports each entry and exit")),
         ],
     }
@@ -181,13 +213,18 @@ impl Vm for SoftVm {
     fn write_memory(&mut self, address: L1Phys, bytes: &[u8]) -> Result<()> {
         self.processor.ram.write(address, bytes)?;
         let env = self.engine.env_mut();
-        self.processor.ram.take_written(|address, length| env.host_wrote(address, length));
+        self.processor
+            .ram
+            .take_written(|address, length| env.host_wrote(address, length));
         Ok(())
     }
 
     fn dirty_pages(&mut self) -> Result<Vec<u64>> {
         let env = self.engine.env_mut();
-        let pages = env.dirty_pages().map(|address| address / PAGE_SIZE).collect();
+        let pages = env
+            .dirty_pages()
+            .map(|address| address / PAGE_SIZE)
+            .collect();
         env.clear_dirty();
         Ok(pages)
     }
@@ -228,17 +265,30 @@ impl Vcpu for SoftVm {
     }
 
     fn level(&mut self) -> Result<Level> {
-        Ok(if self.processor.in_l2() { Level::L2 } else { Level::L1 })
+        Ok(if self.processor.in_l2() {
+            Level::L2
+        } else {
+            Level::L1
+        })
     }
 
     fn run(&mut self, budget: Budget) -> Result<Exit> {
         if self.processor.pending_read.is_some() {
-            return Err(state::refused("run", "an IN or a load waits for its value: call complete_read first"));
+            return Err(state::refused(
+                "run",
+                "an IN or a load waits for its value: call complete_read first",
+            ));
         }
         let executed = self.engine.env().executed();
-        let last_instruction = budget.instructions.map_or(u64::MAX, |n| executed.saturating_add(n));
-        let last_event = budget.nested_events.map_or(u64::MAX, |n| self.processor.event_count.saturating_add(n));
-        let until = budget.time.map(|limit| Instant::now() + limit.min(Duration::from_secs(1 << 32)));
+        let last_instruction = budget
+            .instructions
+            .map_or(u64::MAX, |n| executed.saturating_add(n));
+        let last_event = budget
+            .nested_events
+            .map_or(u64::MAX, |n| self.processor.event_count.saturating_add(n));
+        let until = budget
+            .time
+            .map(|limit| Instant::now() + limit.min(Duration::from_secs(1 << 32)));
         self.run_to(last_instruction, last_event, until)
     }
 
@@ -254,12 +304,14 @@ impl Vcpu for SoftVm {
             return Err(state::refused("complete_read", "no read waits for a value"));
         };
         let (outcome, length) = match pending {
-            PendingRead::Io { size, instruction } => {
-                (self.processor.complete_in(&instruction, size, value), instruction.len())
-            }
-            PendingRead::Mmio { size, instruction } => {
-                (self.processor.complete_load(&instruction, size, value), instruction.len())
-            }
+            PendingRead::Io { size, instruction } => (
+                self.processor.complete_in(&instruction, size, value),
+                instruction.len(),
+            ),
+            PendingRead::Mmio { size, instruction } => (
+                self.processor.complete_load(&instruction, size, value),
+                instruction.len(),
+            ),
         };
         let exit = self.processor.settle(outcome, length);
         self.put();
@@ -272,7 +324,9 @@ impl Vcpu for SoftVm {
     fn inject(&mut self, event: Event) -> Result<()> {
         match event.kind {
             EventKind::ExternalInterrupt => self.processor.apic.accept(event.vector, false),
-            EventKind::Nmi => self.processor.cpu.nmi_pending = (self.processor.cpu.nmi_pending + 1).min(2),
+            EventKind::Nmi => {
+                self.processor.cpu.nmi_pending = (self.processor.cpu.nmi_pending + 1).min(2)
+            }
             EventKind::HardwareException => {
                 self.processor.cpu.pending_exception = Some(Exception {
                     vector: event.vector,
@@ -280,7 +334,12 @@ impl Vcpu for SoftVm {
                     payload: event.payload,
                 });
             }
-            other => return Err(state::refused("inject", format!("{other:?} is not a device's event"))),
+            other => {
+                return Err(state::refused(
+                    "inject",
+                    format!("{other:?} is not a device's event"),
+                ));
+            }
         }
         self.put();
         Ok(())

@@ -12,7 +12,12 @@ use nvmx_machine::Driver;
 /// The record of an uninterrupted run.
 fn reference(guest: &Guest) -> Record {
     let record = Run::new(guest).finish();
-    assert_eq!(record.end, Some(nvmx_machine::Stop::DebugExit(common::SUCCESS)), "{}", guest.name);
+    assert_eq!(
+        record.end,
+        Some(nvmx_machine::Stop::DebugExit(common::SUCCESS)),
+        "{}",
+        guest.name
+    );
     record
 }
 
@@ -21,7 +26,10 @@ fn capture_twice(run: &mut Run, guest: &Guest, place: &str) -> Capture {
     let first = run.capture();
     let second = run.capture();
     if let Some(text) = difference(&first, &second) {
-        panic!("{}, {place}: two captures in a row differ:\n{text}", guest.name);
+        panic!(
+            "{}, {place}: two captures in a row differ:\n{text}",
+            guest.name
+        );
     }
     first
 }
@@ -30,15 +38,38 @@ fn capture_twice(run: &mut Run, guest: &Guest, place: &str) -> Capture {
 fn check_restored(guest: &Guest, place: &str, taken: &Capture, so_far: &Record, whole: &Record) {
     let mut vm = restore(taken, 16 << 20);
     if let Some(text) = difference(taken, &capture(&mut vm)) {
-        panic!("{}, {place}: the restored machine differs:\n{text}", guest.name);
+        panic!(
+            "{}, {place}: the restored machine differs:\n{text}",
+            guest.name
+        );
     }
-    let mut run = Run { vm, driver: Driver::default(), checkpoints: Vec::new(), end: None };
+    let mut run = Run {
+        vm,
+        driver: Driver::default(),
+        checkpoints: Vec::new(),
+        end: None,
+    };
     run.run(Budget::UNLIMITED);
     let rest = run.record();
     assert_eq!(rest.end, whole.end, "{}, {place}", guest.name);
-    assert_eq!(rest.reports, whole.reports[so_far.reports.len()..], "{}, {place}: reports", guest.name);
-    assert_eq!(rest.serial, whole.serial[so_far.serial.len()..], "{}, {place}: serial", guest.name);
-    assert_eq!(rest.checkpoints, whole.checkpoints[so_far.checkpoints.len()..], "{}, {place}", guest.name);
+    assert_eq!(
+        rest.reports,
+        whole.reports[so_far.reports.len()..],
+        "{}, {place}: reports",
+        guest.name
+    );
+    assert_eq!(
+        rest.serial,
+        whole.serial[so_far.serial.len()..],
+        "{}, {place}: serial",
+        guest.name
+    );
+    assert_eq!(
+        rest.checkpoints,
+        whole.checkpoints[so_far.checkpoints.len()..],
+        "{}, {place}",
+        guest.name
+    );
     let (left, right) = (&rest.events, &whole.events[so_far.events.len()..]);
     if let Some(at) = (0..left.len().max(right.len())).find(|&i| left.get(i) != right.get(i)) {
         panic!(
@@ -65,15 +96,32 @@ fn a_capture_after_every_nested_event_disturbs_nothing() {
                 break;
             }
             let so_far = run.record();
-            assert_eq!(so_far.events.len(), count, "{}: a budget of one event", guest.name);
+            assert_eq!(
+                so_far.events.len(),
+                count,
+                "{}: a budget of one event",
+                guest.name
+            );
             let place = format!("after event {count}");
             let nested = nvmx_core::vcpu::Vcpu::nested_state(&mut run.vm).expect("nested state");
             let entered = matches!(so_far.events.last(), Some(NestedEvent::Entry { .. }));
             let flags = nested.flags();
-            assert_eq!(flags.contains(Flags::GUEST_MODE), entered, "{}, {place}", guest.name);
+            assert_eq!(
+                flags.contains(Flags::GUEST_MODE),
+                entered,
+                "{}, {place}",
+                guest.name
+            );
             // An entry that halts L2 is over at once.
-            let halted = nested.vmcs12().is_some_and(|v| v.get(nvmx_core::vmx::Field::GUEST_ACTIVITY_STATE) == 1);
-            assert_eq!(flags.contains(Flags::RUN_PENDING), entered && !halted, "{}, {place}", guest.name);
+            let halted = nested
+                .vmcs12()
+                .is_some_and(|v| v.get(nvmx_core::vmx::Field::GUEST_ACTIVITY_STATE) == 1);
+            assert_eq!(
+                flags.contains(Flags::RUN_PENDING),
+                entered && !halted,
+                "{}, {place}",
+                guest.name
+            );
             if count % restores == 0 {
                 let taken = capture_twice(&mut run, guest, &place);
                 check_restored(guest, &place, &taken, &so_far, &whole);

@@ -17,11 +17,18 @@ const LENGTH: u64 = 24;
 
 /// Runs `LENGTH` instructions or to an exit; `moves` chooses the pieces after which the machine is
 /// replaced by a restored one.
-fn run(mut vm: SoftVm, length: u64, stride: u64, mut moves: impl FnMut() -> bool) -> (SoftVm, Exit, Vec<NestedEvent>) {
+fn run(
+    mut vm: SoftVm,
+    length: u64,
+    stride: u64,
+    mut moves: impl FnMut() -> bool,
+) -> (SoftVm, Exit, Vec<NestedEvent>) {
     let mut left = length;
     let mut seen = Vec::new();
     loop {
-        let exit = vm.run(Budget::instructions(stride.min(left))).expect("runs");
+        let exit = vm
+            .run(Budget::instructions(stride.min(left)))
+            .expect("runs");
         left = left.saturating_sub(stride);
         if exit != Exit::Budget || left == 0 {
             vm.drain_nested_events(&mut seen).expect("events");
@@ -42,7 +49,8 @@ fn fresh(vm: &mut SoftVm, mode: Mode, code: &[u8], start: &CpuState) {
     let wide = matches!(mode, Mode::Long0 | Mode::Long3 | Mode::Compatibility);
     furnish(vm, wide);
     put(vm, CODE, code);
-    vm.set_nested_state(&NestedState::default()).expect("always taken");
+    vm.set_nested_state(&NestedState::default())
+        .expect("always taken");
     vm.set_state(start).expect("taken");
 }
 
@@ -100,10 +108,16 @@ fn cuts_of_l2_do_not_matter() {
             let code = random.bytes(64);
             let prepared = || {
                 let mut vm = restore(&start, 16 << 20);
-                vm.write_memory(L1Phys(regs.rip & 0xff_ffff), &code).expect("RAM");
+                vm.write_memory(L1Phys(regs.rip & 0xff_ffff), &code)
+                    .expect("RAM");
                 vm
             };
-            check(prepared, 60, case, &format!("{} case {case}: {code:02x?}", guest.name));
+            check(
+                prepared,
+                60,
+                case,
+                &format!("{} case {case}: {code:02x?}", guest.name),
+            );
         }
     }
 }

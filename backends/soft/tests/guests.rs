@@ -10,10 +10,15 @@ use std::time::Duration;
 const SUCCESS: u32 = 0x10;
 
 fn run(guest: &guests::Guest) -> Result<(), String> {
-    let image = (guest.build)(Params::default()).map_err(|e| e.to_string())?.to_elf();
+    let image = (guest.build)(Params::default())
+        .map_err(|e| e.to_string())?
+        .to_elf();
     let config = VmConfig::default();
     let mut vm = SoftVm::new(&config).map_err(|e| e.to_string())?;
-    let options = LoadOptions { memory_size: config.memory_size, ..LoadOptions::default() };
+    let options = LoadOptions {
+        memory_size: config.memory_size,
+        ..LoadOptions::default()
+    };
     let loaded = load(&image, options).map_err(|e| e.to_string())?;
     boot(&mut vm, &loaded).map_err(|e| e.to_string())?;
     let mut driver = Driver::default();
@@ -28,10 +33,15 @@ fn run(guest: &guests::Guest) -> Result<(), String> {
     let serial = String::from_utf8_lossy(driver.serial()).into_owned();
     let events = driver.events().len();
     if stop == Stop::DebugExit(SUCCESS) {
-        println!("{}: {events} nested events, {} checkpoints", guest.name, checkpoints.len());
+        println!(
+            "{}: {events} nested events, {} checkpoints",
+            guest.name,
+            checkpoints.len()
+        );
         return Ok(());
     }
-    let state = nvmx_core::vcpu::Vcpu::state(&mut vm, nvmx_core::vcpu::Parts::Registers).map_err(|e| e.to_string())?;
+    let state = nvmx_core::vcpu::Vcpu::state(&mut vm, nvmx_core::vcpu::Parts::Registers)
+        .map_err(|e| e.to_string())?;
     Err(format!(
         "{}: {stop:?} after checkpoint {:x?} and {events} nested events (last {:x?})\nserial: {serial}\n{:x?}",
         guest.name,
@@ -43,6 +53,15 @@ fn run(guest: &guests::Guest) -> Result<(), String> {
 
 #[test]
 fn every_example_guest_succeeds() {
-    let failures: Vec<String> = guests::all().iter().filter_map(|guest| run(guest).err()).collect();
-    assert!(failures.is_empty(), "{} of {} fail:\n{}", failures.len(), guests::all().len(), failures.join("\n"));
+    let failures: Vec<String> = guests::all()
+        .iter()
+        .filter_map(|guest| run(guest).err())
+        .collect();
+    assert!(
+        failures.is_empty(),
+        "{} of {} fail:\n{}",
+        failures.len(),
+        guests::all().len(),
+        failures.join("\n")
+    );
 }

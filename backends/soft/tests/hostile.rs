@@ -23,7 +23,6 @@ use std::time::{Duration, Instant};
 /// No single case may take longer. Generous: the machine that runs the tests may be busy.
 const LONGEST: Duration = Duration::from_secs(5);
 
-
 /// How often each way of ending came up.
 type Tally = BTreeMap<&'static str, u32>;
 
@@ -46,7 +45,10 @@ fn name(exit: &Exit) -> &'static str {
 fn drive(vm: &mut SoftVm, instructions: u64, tally: &mut Tally, case: &str) {
     let start = Instant::now();
     for _ in 0..6 {
-        let exit = vm.run(Budget { time: Some(Duration::from_millis(200)), ..Budget::instructions(instructions) });
+        let exit = vm.run(Budget {
+            time: Some(Duration::from_millis(200)),
+            ..Budget::instructions(instructions)
+        });
         let exit = exit.unwrap_or_else(|error| panic!("{case}: {error}"));
         *tally.entry(name(&exit)).or_default() += 1;
         let read = matches!(exit, Exit::IoIn { .. } | Exit::MmioRead { .. });
@@ -75,7 +77,8 @@ fn random_code_in_every_mode() {
             }
             let code = random.bytes(48);
             put(&mut vm, CODE, &code);
-            vm.set_nested_state(&NestedState::default()).expect("always taken");
+            vm.set_nested_state(&NestedState::default())
+                .expect("always taken");
             let mut start = state(mode, &mut random);
             start.events = Some(VcpuEvents::default());
             start.mp_state = Some(MpState::Runnable);
@@ -105,10 +108,14 @@ fn random_code_in_l2() {
             continue;
         }
         for case in 0..cases(800) {
-            run.vm.set_nested_state(&NestedState::default()).expect("always taken");
+            run.vm
+                .set_nested_state(&NestedState::default())
+                .expect("always taken");
             if case % 20 == 0 {
                 for (page, bytes) in &memory {
-                    run.vm.write_memory(L1Phys(page * 4096), bytes).expect("RAM");
+                    run.vm
+                        .write_memory(L1Phys(page * 4096), bytes)
+                        .expect("RAM");
                 }
             }
             run.vm.set_state(&start.state).expect("taken");
@@ -120,12 +127,18 @@ fn random_code_in_l2() {
                 vmcs12.bytes_mut()[at] ^= 1 << random.below(8);
             }
             if run.vm.set_nested_state(&nested).is_err() {
-                run.vm.set_nested_state(&start.nested).expect("its own state");
+                run.vm
+                    .set_nested_state(&start.nested)
+                    .expect("its own state");
             }
             let code = random.bytes(64);
             let state = run.vm.state(Parts::Registers).expect("state");
             let (regs, sregs) = (state.regs.expect("regs"), state.sregs.expect("sregs"));
-            let base = if sregs.efer & efer::LMA != 0 { 0 } else { sregs.cs.base };
+            let base = if sregs.efer & efer::LMA != 0 {
+                0
+            } else {
+                sregs.cs.base
+            };
             let address = base.wrapping_add(regs.rip) & 0xff_ffff;
             if address < (16 << 20) - 64 {
                 run.vm.write_memory(L1Phys(address), &code).expect("RAM");
@@ -161,8 +174,14 @@ fn odd_state(random: &mut Random) -> CpuState {
     ] {
         *segment = odd_segment(random);
     }
-    sregs.gdtr = DescriptorTable { base: random.odd(), limit: random.next() as u16 };
-    sregs.idtr = DescriptorTable { base: random.odd(), limit: random.next() as u16 };
+    sregs.gdtr = DescriptorTable {
+        base: random.odd(),
+        limit: random.next() as u16,
+    };
+    sregs.idtr = DescriptorTable {
+        base: random.odd(),
+        limit: random.next() as u16,
+    };
     sregs.cr0 = random.odd() ^ random.below(2) ^ random.below(2) << 31;
     sregs.cr2 = random.odd();
     sregs.cr3 = random.odd();
@@ -200,7 +219,11 @@ fn odd_state(random: &mut Random) -> CpuState {
         (all[random.below(all.len() as u64) as usize], random.odd())
     });
     let msrs: BTreeMap<u32, u64> = msrs.collect();
-    let debug = DebugRegs { db: std::array::from_fn(|_| random.odd()), dr6: random.odd(), dr7: random.odd() & !0xff };
+    let debug = DebugRegs {
+        db: std::array::from_fn(|_| random.odd()),
+        dr6: random.odd(),
+        dr7: random.odd() & !0xff,
+    };
     CpuState {
         cpuid: None,
         tsc_khz: (random.below(4) == 0).then(|| random.odd() as u32),
@@ -285,7 +308,11 @@ fn random_nested_states() {
         let mut bytes = seeds[random.below(3) as usize].clone();
         for _ in 0..random.below(6) {
             let at = random.below(1300.min(bytes.len() as u64)) as usize;
-            bytes[at] = if random.below(2) == 0 { random.next() as u8 } else { bytes[at] ^ 1 << random.below(8) };
+            bytes[at] = if random.below(2) == 0 {
+                random.next() as u8
+            } else {
+                bytes[at] ^ 1 << random.below(8)
+            };
         }
         if random.below(16) == 0 {
             let length = random.below(bytes.len() as u64 + 1);
@@ -296,18 +323,31 @@ fn random_nested_states() {
         let code = random.bytes(48);
         put(&mut vm, 0xc000, &code);
         let start = state(Mode::Long0, &mut random);
-        vm.set_state(&CpuState { events: Some(VcpuEvents::default()), ..start }).expect("taken");
+        vm.set_state(&CpuState {
+            events: Some(VcpuEvents::default()),
+            ..start
+        })
+        .expect("taken");
         let _ = vm.try_nested_bytes(&bytes).expect("an answer");
-        let Ok(nested) = NestedState::from_bytes(&bytes) else { continue };
+        let Ok(nested) = NestedState::from_bytes(&bytes) else {
+            continue;
+        };
         let taken = vm.set_nested_state(&nested).is_ok();
-        *tally.entry(if taken { "taken" } else { "refused" }).or_default() += 1;
+        *tally
+            .entry(if taken { "taken" } else { "refused" })
+            .or_default() += 1;
         drive(&mut vm, 64, &mut tally, &format!("case {case}"));
         let again = vm.nested_state().expect("readable");
         // What a machine gives can always be looked at.
-        let _ = again.vmcs12().map(|vmcs12| vmcs12.get(Field::VM_EXIT_REASON));
+        let _ = again
+            .vmcs12()
+            .map(|vmcs12| vmcs12.get(Field::VM_EXIT_REASON));
     }
     println!("{tally:?}");
-    assert!(tally.get("taken").is_some_and(|count| *count > 500), "{tally:?}");
+    assert!(
+        tally.get("taken").is_some_and(|count| *count > 500),
+        "{tally:?}"
+    );
 }
 
 /// A handler whose first instruction faults, on a stack that never moves (IST): no instruction is ever
@@ -333,7 +373,11 @@ fn exceptions_without_end_do_not_hang() {
     }
     vm.set_state(&start).expect("taken");
     let begun = Instant::now();
-    assert_eq!(vm.run(Budget::time(Duration::from_millis(20))).expect("runs"), Exit::Budget);
+    assert_eq!(
+        vm.run(Budget::time(Duration::from_millis(20)))
+            .expect("runs"),
+        Exit::Budget
+    );
     let exit = vm.run(Budget::instructions(1)).expect("runs");
     assert!(matches!(exit, Exit::InternalError { .. }), "{exit:?}");
     assert!(begun.elapsed() < LONGEST);
@@ -351,7 +395,12 @@ fn a_timer_that_wakes_nobody_does_not_hang() {
             regs.rflags = 2;
         }
         let mut page = vm.state(Parts::All).expect("state").lapic.expect("a LAPIC");
-        for (register, value) in [(0xf0_usize, 0x1ff_u32), (0x320, lvt), (0x380, 1000), (0x390, 1000)] {
+        for (register, value) in [
+            (0xf0_usize, 0x1ff_u32),
+            (0x320, lvt),
+            (0x380, 1000),
+            (0x390, 1000),
+        ] {
             page[register..register + 4].copy_from_slice(&value.to_le_bytes());
         }
         start.lapic = Some(page);

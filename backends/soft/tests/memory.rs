@@ -20,11 +20,19 @@ fn long_mode(vm: &mut SoftVm, code: &[u8], pointer: u64) {
     // 1 GiB and on: the 2 MiB around the APIC, and the first beyond RAM.
     put(vm, PAGING + 0x1008, &((PAGING + 0x6000) | 7).to_le_bytes());
     for (index, frame) in [0xfee0_0000_u64, 0x4000_0000].into_iter().enumerate() {
-        put(vm, PAGING + 0x6000 + 8 * index as u64, &(frame | 0x87).to_le_bytes());
+        put(
+            vm,
+            PAGING + 0x6000 + 8 * index as u64,
+            &(frame | 0x87).to_le_bytes(),
+        );
     }
     put(vm, CODE, code);
     let mut start = state(Mode::Long0, &mut Random(0));
-    let mut regs = Regs { rip: CODE, rflags: 2, ..Regs::default() };
+    let mut regs = Regs {
+        rip: CODE,
+        rflags: 2,
+        ..Regs::default()
+    };
     regs.set(Gpr::Rsp, STACK);
     regs.set(Gpr::Rbx, pointer);
     regs.set(Gpr::Rdi, pointer);
@@ -35,7 +43,10 @@ fn long_mode(vm: &mut SoftVm, code: &[u8], pointer: u64) {
 }
 
 fn regs(vm: &mut SoftVm) -> Regs {
-    vm.state(Parts::Registers).expect("state").regs.expect("regs")
+    vm.state(Parts::Registers)
+        .expect("state")
+        .regs
+        .expect("regs")
 }
 
 fn run(vm: &mut SoftVm, instructions: u64) -> Exit {
@@ -48,10 +59,18 @@ fn a_fault_on_the_second_page_leaves_the_first_alone() {
     let mut vm = machine();
     // INSD.
     long_mode(&mut vm, &[0x6d], UNMAPPED - 2);
-    assert_eq!(run(&mut vm, 1), Exit::IoIn { port: 0x80, size: 4 });
-    vm.complete_read(0xdead_beef).expect("the fault is the guest's");
+    assert_eq!(
+        run(&mut vm, 1),
+        Exit::IoIn {
+            port: 0x80,
+            size: 4
+        }
+    );
+    vm.complete_read(0xdead_beef)
+        .expect("the fault is the guest's");
     let mut bytes = [0; 2];
-    vm.read_memory(L1Phys(UNMAPPED - 2), &mut bytes).expect("RAM");
+    vm.read_memory(L1Phys(UNMAPPED - 2), &mut bytes)
+        .expect("RAM");
     assert_eq!(bytes, [0, 0]);
     let state = vm.state(Parts::Registers).expect("state");
     assert_eq!(state.regs.expect("regs").rip, HANDLER);
@@ -64,10 +83,17 @@ fn a_fault_on_the_second_page_leaves_the_first_alone() {
 fn string_io_crosses_pages() {
     let mut vm = machine();
     long_mode(&mut vm, &[0x6d], STACK + 0xffe);
-    assert_eq!(run(&mut vm, 1), Exit::IoIn { port: 0x80, size: 4 });
+    assert_eq!(
+        run(&mut vm, 1),
+        Exit::IoIn {
+            port: 0x80,
+            size: 4
+        }
+    );
     vm.complete_read(0xdead_beef).expect("complete");
     let mut bytes = [0; 4];
-    vm.read_memory(L1Phys(STACK + 0xffe), &mut bytes).expect("RAM");
+    vm.read_memory(L1Phys(STACK + 0xffe), &mut bytes)
+        .expect("RAM");
     assert_eq!(u32::from_le_bytes(bytes), 0xdead_beef);
 }
 
@@ -77,13 +103,31 @@ fn nothing_behind_the_end_of_ram() {
     let nowhere = HIGH + (2 << 20);
     let physical = L1Phys(0x4000_0000);
     for (name, code, expected) in [
-        ("MOV load", &[0x48_u8, 0x8b, 0x03][..], Some(Exit::MmioRead { address: physical, size: 8 })),
+        (
+            "MOV load",
+            &[0x48_u8, 0x8b, 0x03][..],
+            Some(Exit::MmioRead {
+                address: physical,
+                size: 8,
+            }),
+        ),
         (
             "MOV store",
             &[0x48, 0x89, 0x03],
-            Some(Exit::MmioWrite { address: physical, size: 8, value: 0x1122_3344_5566_7788 }),
+            Some(Exit::MmioWrite {
+                address: physical,
+                size: 8,
+                value: 0x1122_3344_5566_7788,
+            }),
         ),
-        ("MOVZX", &[0x0f, 0xb6, 0x03], Some(Exit::MmioRead { address: physical, size: 1 })),
+        (
+            "MOVZX",
+            &[0x0f, 0xb6, 0x03],
+            Some(Exit::MmioRead {
+                address: physical,
+                size: 1,
+            }),
+        ),
         ("FLD", &[0xdd, 0x03], None),
         ("CMPXCHG16B", &[0x48, 0x0f, 0xc7, 0x0b], None),
         ("JMP", &[0xff, 0xe3], None),
@@ -97,7 +141,11 @@ fn nothing_behind_the_end_of_ram() {
         }
         if matches!(exit, Exit::MmioRead { .. }) {
             vm.complete_read(0x8899_aabb_ccdd_eeff).expect("complete");
-            let expected = if name == "MOVZX" { 0xff } else { 0x8899_aabb_ccdd_eeff };
+            let expected = if name == "MOVZX" {
+                0xff
+            } else {
+                0x8899_aabb_ccdd_eeff
+            };
             assert_eq!(regs(&mut vm).get(Gpr::Rax), expected, "{name}");
         }
     }
@@ -114,7 +162,8 @@ fn an_access_across_the_end_of_ram_is_unsupported() {
         let exit = run(&mut vm, 1);
         assert!(matches!(exit, Exit::Unsupported { .. }), "{exit:?}");
         let mut bytes = [1; 4];
-        vm.read_memory(L1Phys(UNMAPPED - 4), &mut bytes).expect("RAM");
+        vm.read_memory(L1Phys(UNMAPPED - 4), &mut bytes)
+            .expect("RAM");
         assert_eq!(bytes, [0; 4]);
     }
 }
@@ -124,7 +173,11 @@ fn an_access_across_the_end_of_ram_is_unsupported() {
 #[test]
 fn ram_around_the_apic_page() {
     const LARGE: u64 = (4 << 30) + (4 << 20);
-    let mut vm = SoftVm::new(&VmConfig { memory_size: LARGE, ..VmConfig::default() }).expect("a large machine");
+    let mut vm = SoftVm::new(&VmConfig {
+        memory_size: LARGE,
+        ..VmConfig::default()
+    })
+    .expect("a large machine");
     put(&mut vm, 0xfee0_0030, &[0xee; 4]);
     // mov eax, [rbx]
     long_mode(&mut vm, &[0x8b, 0x03], HIGH + 0x30);
@@ -145,10 +198,24 @@ fn ram_around_the_apic_page() {
 #[test]
 fn impossible_memory_sizes_are_refused() {
     for memory_size in [0, 4095, 4097, u64::MAX, u64::MAX & !0xfff, 1 << 62] {
-        let error = SoftVm::new(&VmConfig { memory_size, ..VmConfig::default() }).map(drop).expect_err("refused");
-        assert!(error.to_string().contains("memory size"), "{memory_size:#x}: {error}");
+        let error = SoftVm::new(&VmConfig {
+            memory_size,
+            ..VmConfig::default()
+        })
+        .map(drop)
+        .expect_err("refused");
+        assert!(
+            error.to_string().contains("memory size"),
+            "{memory_size:#x}: {error}"
+        );
     }
-    assert!(SoftVm::new(&VmConfig { vcpus: 2, ..VmConfig::default() }).is_err());
+    assert!(
+        SoftVm::new(&VmConfig {
+            vcpus: 2,
+            ..VmConfig::default()
+        })
+        .is_err()
+    );
 }
 
 /// A state may hold any of its parts; one of the wrong size is refused.
@@ -156,7 +223,25 @@ fn impossible_memory_sizes_are_refused() {
 fn state_parts_alone_are_taken() {
     let mut vm = machine();
     vm.set_state(&CpuState::default()).expect("nothing to set");
-    assert!(vm.set_state(&CpuState { xsave: Some(vec![0; 10]), ..CpuState::default() }).is_err());
-    assert!(vm.set_state(&CpuState { lapic: Some(vec![0; 10]), ..CpuState::default() }).is_err());
-    assert!(vm.set_state(&CpuState { tsc_khz: Some(0), ..CpuState::default() }).is_err());
+    assert!(
+        vm.set_state(&CpuState {
+            xsave: Some(vec![0; 10]),
+            ..CpuState::default()
+        })
+        .is_err()
+    );
+    assert!(
+        vm.set_state(&CpuState {
+            lapic: Some(vec![0; 10]),
+            ..CpuState::default()
+        })
+        .is_err()
+    );
+    assert!(
+        vm.set_state(&CpuState {
+            tsc_khz: Some(0),
+            ..CpuState::default()
+        })
+        .is_err()
+    );
 }

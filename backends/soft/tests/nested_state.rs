@@ -13,7 +13,9 @@ use nvmx_core::vmx::capability::{Capability, KVM_6_1_ICELAKE};
 use nvmx_core::vmx::controls::{Primary, Secondary};
 use nvmx_core::x86::control::{cr0, cr4, efer};
 use nvmx_core::x86::ownership::Level;
-use nvmx_core::x86::{AccessRights, CpuState, DebugRegs, MpState, Regs, Segment, Sregs, VcpuEvents, msr};
+use nvmx_core::x86::{
+    AccessRights, CpuState, DebugRegs, MpState, Regs, Segment, Sregs, VcpuEvents, msr,
+};
 use nvmx_examples::guests;
 use nvmx_soft::SoftVm;
 
@@ -22,14 +24,22 @@ const VMX: u32 = 1 << 5;
 
 /// `rule, result, errno` as the kernels answered.
 fn recorded() -> Vec<(String, i32)> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../core/tests/data/set-nested-state/answers.txt");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../core/tests/data/set-nested-state/answers.txt"
+    );
     let text = std::fs::read_to_string(path).expect("the recorded answers");
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines
         .map(|line| {
             let mut words = line.split_whitespace();
             let rule = words.next().expect("a rule").to_owned();
-            let mut number = || words.next().and_then(|word| word.parse::<i32>().ok()).expect("a number");
+            let mut number = || {
+                words
+                    .next()
+                    .and_then(|word| word.parse::<i32>().ok())
+                    .expect("a number")
+            };
             let (result, errno) = (number(), number());
             (rule, if result < 0 { -errno } else { result })
         })
@@ -42,7 +52,11 @@ fn machine() -> SoftVm {
 
 /// L1 in 64-bit mode, with the controls that the kernel of the recording offered.
 fn long_mode(vm: &mut SoftVm) {
-    let mut sregs = vm.state(Parts::Registers).expect("state").sregs.expect("sregs");
+    let mut sregs = vm
+        .state(Parts::Registers)
+        .expect("state")
+        .sregs
+        .expect("sregs");
     let segment = |selector, ar| Segment {
         selector,
         base: 0,
@@ -50,7 +64,13 @@ fn long_mode(vm: &mut SoftVm) {
         ar: AccessRights::from_bits_retain(ar),
     };
     sregs.cs = segment(8, 0xa09b);
-    for data in [&mut sregs.ss, &mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs] {
+    for data in [
+        &mut sregs.ss,
+        &mut sregs.ds,
+        &mut sregs.es,
+        &mut sregs.fs,
+        &mut sregs.gs,
+    ] {
         *data = segment(0x10, 0xc093);
     }
     sregs.cr0 = cr0::PE | cr0::ET | cr0::NE | cr0::PG;
@@ -59,7 +79,12 @@ fn long_mode(vm: &mut SoftVm) {
     sregs.efer = efer::LME | efer::LMA;
     let numbers = msr::IA32_VMX_BASIC..=msr::IA32_VMX_EXIT_CTLS2;
     let msrs = numbers.zip(KVM_6_1_ICELAKE).collect();
-    vm.set_state(&CpuState { sregs: Some(sregs), msrs: Some(msrs), ..CpuState::default() }).expect("taken");
+    vm.set_state(&CpuState {
+        sregs: Some(sregs),
+        msrs: Some(msrs),
+        ..CpuState::default()
+    })
+    .expect("taken");
 }
 
 /// Puts the machine where the rule can be broken.
@@ -71,8 +96,17 @@ fn prepare(vm: &mut SoftVm, blob: &BreakingBlob) {
     if let Some(events) = &mut state.events {
         events.smm = blob.in_smm;
     }
-    for entry in state.cpuid.iter_mut().flatten().filter(|entry| entry.leaf == 1) {
-        entry.ecx = if blob.guest_has_vmx { entry.ecx | VMX } else { entry.ecx & !VMX };
+    for entry in state
+        .cpuid
+        .iter_mut()
+        .flatten()
+        .filter(|entry| entry.leaf == 1)
+    {
+        entry.ecx = if blob.guest_has_vmx {
+            entry.ecx | VMX
+        } else {
+            entry.ecx & !VMX
+        };
     }
     vm.set_state(&state).expect("taken");
 }
@@ -82,10 +116,18 @@ fn refuse(vm: &mut SoftVm, blob: &BreakingBlob, expected: i32, place: &str) {
     let before = capture(vm);
     let same = |before: &Capture, vm: &mut SoftVm| {
         if let Some(text) = difference(before, &capture(vm)) {
-            panic!("{place}: {} was refused and left its mark:\n{text}", blob.rule);
+            panic!(
+                "{place}: {} was refused and left its mark:\n{text}",
+                blob.rule
+            );
         }
     };
-    assert_eq!(vm.try_nested_bytes(&blob.bytes).expect("an answer"), expected, "{place}: {}", blob.rule);
+    assert_eq!(
+        vm.try_nested_bytes(&blob.bytes).expect("an answer"),
+        expected,
+        "{place}: {}",
+        blob.rule
+    );
     same(&before, vm);
     let Ok(state) = NestedState::from_bytes(&blob.bytes) else {
         assert_eq!(blob.rule, SetRefusal::HeaderFault);
@@ -93,7 +135,12 @@ fn refuse(vm: &mut SoftVm, blob: &BreakingBlob, expected: i32, place: &str) {
     };
     match vm.set_nested_state(&state) {
         Err(BackendError::NestedRefused { rule, errno }) => {
-            assert!(rule.starts_with(blob.rule.id()), "{place}: {} instead of {}", rule, blob.rule);
+            assert!(
+                rule.starts_with(blob.rule.id()),
+                "{place}: {} instead of {}",
+                rule,
+                blob.rule
+            );
             assert_eq!(errno, (-expected).max(0), "{place}: {}", blob.rule);
         }
         other => panic!("{place}: {}: {other:?}", blob.rule),
@@ -108,8 +155,13 @@ fn every_rule_answers_as_the_kernels_did_and_leaves_no_trace() {
     let recorded = recorded();
     let mut asked = 0;
     for &rule in SetRefusal::ALL {
-        let Some(blob) = specimen::breaking_blob(rule) else { continue };
-        let (_, expected) = recorded.iter().find(|(id, _)| id == rule.id()).expect("recorded");
+        let Some(blob) = specimen::breaking_blob(rule) else {
+            continue;
+        };
+        let (_, expected) = recorded
+            .iter()
+            .find(|(id, _)| id == rule.id())
+            .expect("recorded");
         let mut vm = machine();
         long_mode(&mut vm);
         prepare(&mut vm, &blob);
@@ -126,7 +178,11 @@ fn every_rule_answers_as_the_kernels_did_and_leaves_no_trace() {
         ] {
             vm.set_nested_state(&state).expect("valid");
             refuse(&mut vm, &blob, *expected, place);
-            assert_eq!(vm.level().expect("a level") == Level::L2, state.guest_mode(), "{place}");
+            assert_eq!(
+                vm.level().expect("a level") == Level::L2,
+                state.guest_mode(),
+                "{place}"
+            );
         }
     }
     assert_eq!(asked, recorded.len());
@@ -141,13 +197,19 @@ fn a_running_guest_does_not_notice_refused_states() {
         for _ in 0..20 {
             run.run(Budget::nested_events(3));
             for &rule in SetRefusal::ALL {
-                let Some(blob) = specimen::breaking_blob(rule).filter(|b| !b.in_smm && b.guest_has_vmx) else {
+                let Some(blob) =
+                    specimen::breaking_blob(rule).filter(|b| !b.in_smm && b.guest_has_vmx)
+                else {
                     continue;
                 };
                 let answer = run.vm.try_nested_bytes(&blob.bytes).expect("an answer");
                 assert_ne!(answer, 0, "{}: {rule}", guest.name);
                 if let Ok(state) = NestedState::from_bytes(&blob.bytes) {
-                    assert!(run.vm.set_nested_state(&state).is_err(), "{}: {rule}", guest.name);
+                    assert!(
+                        run.vm.set_nested_state(&state).is_err(),
+                        "{}: {rule}",
+                        guest.name
+                    );
                 }
             }
         }
@@ -160,27 +222,44 @@ fn a_running_guest_does_not_notice_refused_states() {
 fn what_is_set_is_read_back() {
     let capability = Capability::new(&KVM_6_1_ICELAKE);
     let mut run_pending = specimen::guest_mode(capability);
-    run_pending.header_mut().set_flags(Flags::GUEST_MODE | Flags::RUN_PENDING);
+    run_pending
+        .header_mut()
+        .set_flags(Flags::GUEST_MODE | Flags::RUN_PENDING);
     for (name, state) in [
         ("nothing", NestedState::default()),
         ("VMXON", specimen::vmxon()),
         ("a VMCS", specimen::with_vmcs12(capability)),
         ("L2", specimen::guest_mode(capability)),
         ("L2 about to run", run_pending),
-        ("L2 with a shadow VMCS", specimen::guest_mode_with_shadow(capability)),
+        (
+            "L2 with a shadow VMCS",
+            specimen::guest_mode_with_shadow(capability),
+        ),
     ] {
         let mut vm = machine();
         long_mode(&mut vm);
         for (address, bytes) in specimen::shadow_memory() {
             vm.write_memory(address, &bytes).expect("RAM");
         }
-        assert_eq!(vm.try_nested_bytes(&state.to_bytes()).expect("an answer"), 0, "{name}");
+        assert_eq!(
+            vm.try_nested_bytes(&state.to_bytes()).expect("an answer"),
+            0,
+            "{name}"
+        );
         vm.set_nested_state(&state).expect("valid");
         let first = vm.nested_state().expect("read");
         assert_eq!(first.header(), state.header(), "{name}");
         vm.set_nested_state(&first).expect("its own state");
-        assert_eq!(vm.nested_state().expect("read"), first, "{name}: a fixed point");
-        assert_eq!(vm.level().expect("a level") == Level::L2, state.guest_mode(), "{name}");
+        assert_eq!(
+            vm.nested_state().expect("read"),
+            first,
+            "{name}: a fixed point"
+        );
+        assert_eq!(
+            vm.level().expect("a level") == Level::L2,
+            state.guest_mode(),
+            "{name}"
+        );
     }
 }
 
@@ -203,7 +282,10 @@ fn a_state_set_in_l2_leaves_l2_first() {
     let (regs, sregs) = (state.regs.expect("regs"), state.sregs.expect("sregs"));
     assert_eq!(regs.rip, vmcs12.get(Field::HOST_RIP));
     assert_eq!(sregs.cr3, vmcs12.get(Field::HOST_CR3));
-    assert_eq!(u64::from(sregs.cs.selector), vmcs12.get(Field::HOST_CS_SELECTOR));
+    assert_eq!(
+        u64::from(sregs.cs.selector),
+        vmcs12.get(Field::HOST_CS_SELECTOR)
+    );
     assert_eq!(run.vm.nested_state().expect("read"), root);
     run.driver.collect(&mut run.vm).expect("events");
     assert_eq!(run.driver.events().len(), before, "no exit happened");
@@ -218,7 +300,9 @@ fn asking_agrees_with_setting() {
     let mut seed = 1_u64;
     let mut taken = 0;
     for _ in 0..3000 {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         let mut bytes = good.clone();
         let bit = (seed >> 33) as usize % (1200 * 8);
         bytes[bit / 8] ^= 1 << (bit % 8);
@@ -236,7 +320,8 @@ fn asking_agrees_with_setting() {
 
 /// Leaves nested operation, and puts L1's registers back.
 fn long_mode_again(vm: &mut SoftVm) {
-    vm.set_nested_state(&NestedState::default()).expect("always taken");
+    vm.set_nested_state(&NestedState::default())
+        .expect("always taken");
     long_mode(vm);
 }
 
@@ -245,7 +330,9 @@ fn long_mode_again(vm: &mut SoftVm) {
 #[test]
 fn an_l2_with_a_missing_control_does_not_run() {
     let mut fresh = machine();
-    let offered = fresh.state(Parts::All).expect("state").msrs.expect("MSRs")[&msr::IA32_VMX_PROCBASED_CTLS2] >> 32;
+    let offered = fresh.state(Parts::All).expect("state").msrs.expect("MSRs")
+        [&msr::IA32_VMX_PROCBASED_CTLS2]
+        >> 32;
     let missing = Secondary::VIRTUALIZE_X2APIC_MODE;
     assert_eq!(offered as u32 & missing.bits(), 0);
     assert_ne!(offered as u32 & Secondary::ENABLE_EPT.bits(), 0);
@@ -275,12 +362,36 @@ fn an_l2_with_a_missing_control_does_not_run() {
 /// What the model has no answer to ends the run instead of going wrong.
 #[test]
 fn smm_sipi_and_breakpoints_are_unsupported() {
-    let events = |smi_pending| VcpuEvents { smi_pending, ..VcpuEvents::default() };
-    let debug = DebugRegs { dr7: 0x401, ..DebugRegs::default() };
+    let events = |smi_pending| VcpuEvents {
+        smi_pending,
+        ..VcpuEvents::default()
+    };
+    let debug = DebugRegs {
+        dr7: 0x401,
+        ..DebugRegs::default()
+    };
     for (name, state) in [
-        ("SMI", CpuState { events: Some(events(true)), ..CpuState::default() }),
-        ("wait-for-SIPI", CpuState { mp_state: Some(MpState::InitReceived), ..CpuState::default() }),
-        ("DR7", CpuState { debug: Some(debug), ..CpuState::default() }),
+        (
+            "SMI",
+            CpuState {
+                events: Some(events(true)),
+                ..CpuState::default()
+            },
+        ),
+        (
+            "wait-for-SIPI",
+            CpuState {
+                mp_state: Some(MpState::InitReceived),
+                ..CpuState::default()
+            },
+        ),
+        (
+            "DR7",
+            CpuState {
+                debug: Some(debug),
+                ..CpuState::default()
+            },
+        ),
     ] {
         let mut vm = machine();
         vm.set_state(&state).expect("taken");
@@ -305,18 +416,36 @@ fn pdptes_are_read_before_l2_runs() {
         let mut vm = machine();
         long_mode(&mut vm);
         let page_directory = 0x83_u64;
-        vm.write_memory(nvmx_core::addr::L1Phys(0x8000), &page_directory.to_le_bytes()).expect("RAM");
+        vm.write_memory(
+            nvmx_core::addr::L1Phys(0x8000),
+            &page_directory.to_le_bytes(),
+        )
+        .expect("RAM");
         // NOP; NOP.
-        vm.write_memory(nvmx_core::addr::L1Phys(0xc000), &[0x90; 16]).expect("RAM");
-        let regs = Regs { rip: 0xc000, rflags: 2, ..Regs::default() };
-        vm.set_state(&CpuState { regs: Some(regs), ..CpuState::default() }).expect("taken");
+        vm.write_memory(nvmx_core::addr::L1Phys(0xc000), &[0x90; 16])
+            .expect("RAM");
+        let regs = Regs {
+            rip: 0xc000,
+            rflags: 2,
+            ..Regs::default()
+        };
+        vm.set_state(&CpuState {
+            regs: Some(regs),
+            ..CpuState::default()
+        })
+        .expect("taken");
         vm.set_nested_state(&state).expect("valid");
         // Memory may follow the nested state.
-        vm.write_memory(nvmx_core::addr::L1Phys(0x6000), &pdpte.to_le_bytes()).expect("RAM");
+        vm.write_memory(nvmx_core::addr::L1Phys(0x6000), &pdpte.to_le_bytes())
+            .expect("RAM");
         let exit = vm.run(Budget::instructions(3)).expect("runs");
         if runs {
             assert_eq!(exit, Exit::Budget);
-            let sregs: Sregs = vm.state(Parts::Registers).expect("state").sregs.expect("sregs");
+            let sregs: Sregs = vm
+                .state(Parts::Registers)
+                .expect("state")
+                .sregs
+                .expect("sregs");
             assert_eq!((sregs.pdptrs_valid, sregs.pdptrs[0]), (true, pdpte));
         } else {
             assert!(matches!(exit, Exit::InternalError { .. }), "{exit:?}");

@@ -29,15 +29,16 @@ const MEMORY: u64 = 2 << 20;
 fn program() -> Result<(Vec<u8>, Vec<u64>), IcedError> {
     let mut bytes = Vec::new();
     let mut traps = Vec::new();
-    let mut part = |trap: bool, build: &mut dyn FnMut(&mut CodeAssembler) -> Result<(), IcedError>| {
-        let mut a = CodeAssembler::new(64)?;
-        build(&mut a)?;
-        bytes.extend(a.assemble(CODE + bytes.len() as u64)?);
-        if trap {
-            traps.push(CODE + bytes.len() as u64);
-        }
-        Ok::<(), IcedError>(())
-    };
+    let mut part =
+        |trap: bool, build: &mut dyn FnMut(&mut CodeAssembler) -> Result<(), IcedError>| {
+            let mut a = CodeAssembler::new(64)?;
+            build(&mut a)?;
+            bytes.extend(a.assemble(CODE + bytes.len() as u64)?);
+            if trap {
+                traps.push(CODE + bytes.len() as u64);
+            }
+            Ok::<(), IcedError>(())
+        };
     part(false, &mut |a| a.pushfq())?;
     part(false, &mut |a| a.or(dword_ptr(rsp), 0x100))?;
     // TF is set by this one, which is itself not trapped.
@@ -86,7 +87,11 @@ fn put(vm: &mut SoftVm, address: u64, bytes: &[u8]) {
 }
 
 fn machine(in_l2: bool) -> (SoftVm, Vec<u64>) {
-    let mut vm = SoftVm::new(&VmConfig { memory_size: MEMORY, ..VmConfig::default() }).expect("a machine");
+    let mut vm = SoftVm::new(&VmConfig {
+        memory_size: MEMORY,
+        ..VmConfig::default()
+    })
+    .expect("a machine");
     let (code, traps) = program().expect("assembles");
     put(&mut vm, CODE, &code);
     put(&mut vm, HANDLERS, &handlers().expect("assembles"));
@@ -98,7 +103,10 @@ fn machine(in_l2: bool) -> (SoftVm, Vec<u64>) {
         (GDT + 8, 0x00af_9b00_0000_ffff),
         (GDT + 16, 0x00cf_9300_0000_ffff),
         (IDT + 16, HANDLERS | 0x08 << 16 | 0x8e00 << 32),
-        (IDT + 16 * 0x40, (HANDLERS + 0x100) | 0x08 << 16 | 0x8e00 << 32),
+        (
+            IDT + 16 * 0x40,
+            (HANDLERS + 0x100) | 0x08 << 16 | 0x8e00 << 32,
+        ),
     ] {
         put(&mut vm, address, &value.to_le_bytes());
     }
@@ -116,10 +124,19 @@ fn machine(in_l2: bool) -> (SoftVm, Vec<u64>) {
         es: data,
         fs: data,
         gs: data,
-        tr: Segment { limit: 0x67, ..segment(0x18, 0x8b) },
+        tr: Segment {
+            limit: 0x67,
+            ..segment(0x18, 0x8b)
+        },
         ldtr: segment(0, 0x1_0082),
-        gdtr: DescriptorTable { base: GDT, limit: 0x7f },
-        idtr: DescriptorTable { base: IDT, limit: 0xfff },
+        gdtr: DescriptorTable {
+            base: GDT,
+            limit: 0x7f,
+        },
+        idtr: DescriptorTable {
+            base: IDT,
+            limit: 0xfff,
+        },
         cr0: cr0::PE | cr0::ET | cr0::NE | cr0::PG,
         cr3: PAGING,
         cr4: cr4::PAE | cr4::VMXE,
@@ -127,17 +144,34 @@ fn machine(in_l2: bool) -> (SoftVm, Vec<u64>) {
         apic_base: 0xfee0_0900,
         ..Sregs::default()
     };
-    let mut regs = Regs { rip: CODE, rflags: 2, ..Regs::default() };
+    let mut regs = Regs {
+        rip: CODE,
+        rflags: 2,
+        ..Regs::default()
+    };
     regs.gpr[4] = STACK;
     // Operands of the program: CR3 in RBX, a data selector in RCX.
     regs.gpr[3] = PAGING;
     regs.gpr[1] = 0x10;
-    let msrs = [(msr::IA32_LSTAR, SYSCALL_TARGET), (msr::IA32_STAR, 8 << 32)].into_iter().collect();
-    vm.set_state(&CpuState { sregs: Some(sregs), regs: Some(regs), msrs: Some(msrs), ..CpuState::default() })
-        .expect("taken");
+    let msrs = [(msr::IA32_LSTAR, SYSCALL_TARGET), (msr::IA32_STAR, 8 << 32)]
+        .into_iter()
+        .collect();
+    vm.set_state(&CpuState {
+        sregs: Some(sregs),
+        regs: Some(regs),
+        msrs: Some(msrs),
+        ..CpuState::default()
+    })
+    .expect("taken");
     if in_l2 {
-        let msrs = (msr::IA32_VMX_BASIC..=msr::IA32_VMX_EXIT_CTLS2).zip(KVM_6_1_ICELAKE).collect();
-        vm.set_state(&CpuState { msrs: Some(msrs), ..CpuState::default() }).expect("taken");
+        let msrs = (msr::IA32_VMX_BASIC..=msr::IA32_VMX_EXIT_CTLS2)
+            .zip(KVM_6_1_ICELAKE)
+            .collect();
+        vm.set_state(&CpuState {
+            msrs: Some(msrs),
+            ..CpuState::default()
+        })
+        .expect("taken");
         let mut nested = specimen::guest_mode(Capability::new(&KVM_6_1_ICELAKE));
         let vmcs12 = nested.vmcs12_mut().expect("a vmcs12");
         // The true controls: MOV to and from CR3 does not exit.
@@ -162,7 +196,8 @@ fn machine(in_l2: bool) -> (SoftVm, Vec<u64>) {
 fn log(vm: &mut SoftVm) -> Vec<u64> {
     let mut word = |at: u64| {
         let mut bytes = [0; 8];
-        vm.read_memory(L1Phys(LOG + 8 * at), &mut bytes).expect("RAM");
+        vm.read_memory(L1Phys(LOG + 8 * at), &mut bytes)
+            .expect("RAM");
         u64::from_le_bytes(bytes)
     };
     let count = word(0);
@@ -178,7 +213,10 @@ fn run(in_l2: bool, stride: u64, moves: bool) -> (Vec<u64>, Vec<u64>, u32) {
             Exit::Budget => {}
             Exit::IoOut { port: 0x80, .. } => writes += 1,
             Exit::Hlt => return (log(&mut vm), traps, writes),
-            other => panic!("L2 {in_l2}, stride {stride}: {other:?}, log {:x?}", log(&mut vm)),
+            other => panic!(
+                "L2 {in_l2}, stride {stride}: {other:?}, log {:x?}",
+                log(&mut vm)
+            ),
         }
         if moves {
             let taken = capture(&mut vm);
@@ -191,9 +229,20 @@ fn run(in_l2: bool, stride: u64, moves: bool) -> (Vec<u64>, Vec<u64>, u32) {
 #[test]
 fn a_trap_follows_each_instruction_that_began_with_tf() {
     for in_l2 in [false, true] {
-        for (stride, moves) in [(u64::MAX, false), (1, false), (2, false), (3, false), (7, false), (1, true), (2, true)] {
+        for (stride, moves) in [
+            (u64::MAX, false),
+            (1, false),
+            (2, false),
+            (3, false),
+            (7, false),
+            (1, true),
+            (2, true),
+        ] {
             let (log, traps, writes) = run(in_l2, stride, moves);
-            assert_eq!(log, traps, "L2 {in_l2}, {stride} instructions a time, moves {moves}");
+            assert_eq!(
+                log, traps,
+                "L2 {in_l2}, {stride} instructions a time, moves {moves}"
+            );
             assert_eq!(writes, 1);
         }
     }

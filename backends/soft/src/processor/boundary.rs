@@ -47,7 +47,11 @@ impl Processor {
     /// What holds the processor whatever is pending: parts of its state that the model does not carry
     /// out. It stays so until user space sets another state.
     fn cannot_run(&mut self) -> Option<Exit> {
-        let unsupported = |what: &str| Some(Exit::Unsupported { what: what.to_owned() });
+        let unsupported = |what: &str| {
+            Some(Exit::Unsupported {
+                what: what.to_owned(),
+            })
+        };
         if let Some(what) = self.unsupported {
             return unsupported(what);
         }
@@ -58,7 +62,9 @@ impl Processor {
             return unsupported("SMI, SDM Vol. 3C \"System Management Mode\"");
         }
         if self.cpu.activity == Activity::WaitForSipi {
-            return unsupported("wait-for-SIPI, SDM Vol. 3A \"Multiple-Processor (MP) Initialization\"");
+            return unsupported(
+                "wait-for-SIPI, SDM Vol. 3A \"Multiple-Processor (MP) Initialization\"",
+            );
         }
         if self.pdptes_stale {
             self.pdptes_stale = false;
@@ -67,7 +73,10 @@ impl Processor {
                 const EMULATION: u32 = 1;
                 self.pdptes_stale = true;
                 let message = format!("invalid PDPTEs at CR3 {:#x}", self.cpu.sregs.cr3);
-                return Some(Exit::InternalError { suberror: EMULATION, message });
+                return Some(Exit::InternalError {
+                    suberror: EMULATION,
+                    message,
+                });
             }
             self.address_space_changed();
         }
@@ -78,8 +87,13 @@ impl Processor {
     /// did not wake it (masked, or RFLAGS.IF is clear) never will: what is left then is L2's
     /// VMX-preemption timer, and after that nothing.
     fn next_alarm(&self, last: Option<u64>) -> Option<u64> {
-        let Some(last) = last else { return self.next_deadline() };
-        let preemption = self.in_l2().then(|| entry::preemption_timer_expiry(&self.cpu)).flatten();
+        let Some(last) = last else {
+            return self.next_deadline();
+        };
+        let preemption = self
+            .in_l2()
+            .then(|| entry::preemption_timer_expiry(&self.cpu))
+            .flatten();
         preemption.filter(|&expiry| expiry > last)
     }
 
@@ -110,7 +124,11 @@ impl Processor {
         let blocked_by_mov_ss = self.cpu.interruptibility.contains(Interruptibility::MOV_SS);
         if self.cpu.pending_debug & DEBUG_PENDING != 0 && !blocked_by_mov_ss {
             let dr6 = std::mem::take(&mut self.cpu.pending_debug) & !(1 << 12);
-            let exception = Exception { vector: Exception::DB, error_code: None, payload: dr6 };
+            let exception = Exception {
+                vector: Exception::DB,
+                error_code: None,
+                payload: dr6,
+            };
             return Next::from(self.raise(Event::exception(exception)));
         }
         if self.in_l2() && entry::preemption_timer_expired(&self.cpu) {
@@ -122,21 +140,36 @@ impl Processor {
         if let Some(next) = self.external_interrupt() {
             return next;
         }
-        if self.cpu.activity == Activity::Active { Next::Run } else { Next::Idle }
+        if self.cpu.activity == Activity::Active {
+            Next::Run
+        } else {
+            Next::Idle
+        }
     }
 
     fn nmi(&mut self) -> Option<Next> {
         const SHADOWS: Interruptibility = Interruptibility::STI.union(Interruptibility::MOV_SS);
-        let blocked = self.cpu.interruptibility.intersects(SHADOWS.union(Interruptibility::NMI));
-        if self.in_l2() && let Some(exit) = self.intercepts.nmi_window(&self.cpu) {
+        let blocked = self
+            .cpu
+            .interruptibility
+            .intersects(SHADOWS.union(Interruptibility::NMI));
+        if self.in_l2()
+            && let Some(exit) = self.intercepts.nmi_window(&self.cpu)
+        {
             return Some(self.reflect(exit));
         }
         if self.cpu.nmi_pending == 0 {
             return None;
         }
-        if self.in_l2() && let Some(exit) = self.intercepts.nmi() {
+        if self.in_l2()
+            && let Some(exit) = self.intercepts.nmi()
+        {
             // With virtual NMIs the blocking bit speaks of virtual ones and does not hold this one off.
-            let held = if self.intercepts.virtual_nmis() { SHADOWS } else { SHADOWS | Interruptibility::NMI };
+            let held = if self.intercepts.virtual_nmis() {
+                SHADOWS
+            } else {
+                SHADOWS | Interruptibility::NMI
+            };
             if self.cpu.interruptibility.intersects(held) {
                 return None;
             }
@@ -153,7 +186,9 @@ impl Processor {
     }
 
     fn external_interrupt(&mut self) -> Option<Next> {
-        if self.in_l2() && let Some(exit) = self.intercepts.interrupt_window(&self.cpu) {
+        if self.in_l2()
+            && let Some(exit) = self.intercepts.interrupt_window(&self.cpu)
+        {
             return Some(self.reflect(exit));
         }
         let open = self.interrupts_open();
@@ -165,10 +200,18 @@ impl Processor {
         if exits {
             // External interrupts exit whatever RFLAGS.IF says (SDM Vol. 3C "Changes to the Blocking
             // of Events"); the instruction after STI or MOV SS is left to run first.
-            if self.cpu.interruptibility.intersects(Interruptibility::STI | Interruptibility::MOV_SS) {
+            if self
+                .cpu
+                .interruptibility
+                .intersects(Interruptibility::STI | Interruptibility::MOV_SS)
+            {
                 return None;
             }
-            let vector = if self.intercepts.acknowledges_interrupts() { self.apic.acknowledge() } else { None };
+            let vector = if self.intercepts.acknowledges_interrupts() {
+                self.apic.acknowledge()
+            } else {
+                None
+            };
             return Some(self.reflect(VmExit::external_interrupt(vector)));
         }
         let vector = self.apic.acknowledge()?;
@@ -178,29 +221,42 @@ impl Processor {
     /// Whether a maskable interrupt could be delivered now.
     fn interrupts_open(&self) -> bool {
         self.cpu.regs.rflags & rflags::IF != 0
-            && !self.cpu.interruptibility.intersects(Interruptibility::STI | Interruptibility::MOV_SS)
+            && !self
+                .cpu
+                .interruptibility
+                .intersects(Interruptibility::STI | Interruptibility::MOV_SS)
     }
 
     /// Whether something waits for RFLAGS.IF or the end of a shadow: the engine must report the window.
     pub(crate) fn wants_interrupt_window(&self) -> bool {
-        let window = self.in_l2() && self.primary_controls().contains(Primary::INTERRUPT_WINDOW_EXITING);
+        let window = self.in_l2()
+            && self
+                .primary_controls()
+                .contains(Primary::INTERRUPT_WINDOW_EXITING);
         (window || self.apic.pending_interrupt().is_some()) && !self.interrupts_open()
     }
 
     /// Whether something is held off by a shadow alone, which ends with one instruction whatever
     /// RFLAGS.IF says.
     pub(crate) fn waits_for_shadow(&self) -> bool {
-        self.cpu.interruptibility.intersects(Interruptibility::STI | Interruptibility::MOV_SS)
+        self.cpu
+            .interruptibility
+            .intersects(Interruptibility::STI | Interruptibility::MOV_SS)
             && (self.cpu.nmi_pending > 0
                 || self.cpu.pending_debug & DEBUG_PENDING != 0
                 || (self.in_l2()
-                    && (self.primary_controls().contains(Primary::NMI_WINDOW_EXITING)
+                    && (self
+                        .primary_controls()
+                        .contains(Primary::NMI_WINDOW_EXITING)
                         || self.apic.pending_interrupt().is_some())))
     }
 
     /// L1's TSC at which a timer does something next.
     pub(crate) fn next_deadline(&self) -> Option<u64> {
-        let preemption = self.in_l2().then(|| entry::preemption_timer_expiry(&self.cpu)).flatten();
+        let preemption = self
+            .in_l2()
+            .then(|| entry::preemption_timer_expiry(&self.cpu))
+            .flatten();
         match (self.apic.next_deadline(), preemption) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),

@@ -31,7 +31,14 @@ impl Processor {
     fn operand(&self, register: Register) -> (Gpr, u64) {
         let gpr = gpr_or_rax(register);
         let value = self.cpu.regs.get(gpr);
-        (gpr, if self.cpu.in_64_bit_mode() { value } else { value & 0xffff_ffff })
+        (
+            gpr,
+            if self.cpu.in_64_bit_mode() {
+                value
+            } else {
+                value & 0xffff_ffff
+            },
+        )
     }
 
     fn mov_to_cr(&mut self, number: u8, instruction: &Instruction) -> Outcome {
@@ -92,7 +99,10 @@ impl Processor {
         self.require_cpl0()?;
         let gpr = gpr_or_rax(instruction.op0_register());
         if self.in_l2() {
-            self.exit_if(self.intercepts.mov_from_cr(number, gpr, instruction.len() as u32))?;
+            self.exit_if(
+                self.intercepts
+                    .mov_from_cr(number, gpr, instruction.len() as u32),
+            )?;
         }
         let sregs = &self.cpu.sregs;
         let value = match number {
@@ -133,9 +143,15 @@ impl Processor {
             self.read_linear(address.linear, &mut bytes)?;
             (u16::from_le_bytes(bytes), Some(address.linear))
         } else {
-            (decode::read_register(&self.cpu, instruction.op0_register()).unwrap_or(0) as u16, None)
+            (
+                decode::read_register(&self.cpu, instruction.op0_register()).unwrap_or(0) as u16,
+                None,
+            )
         };
-        self.exit_if(self.intercepts.lmsw(source, address, instruction.len() as u32))?;
+        self.exit_if(
+            self.intercepts
+                .lmsw(source, address, instruction.len() as u32),
+        )?;
         let ept = self.regime.ept.clone();
         let effect = cr_write::lmsw(&mut self.cpu, &self.ram, ept.as_ref(), source);
         self.apply(effect)
@@ -183,7 +199,12 @@ impl Processor {
         }
         if self.cpu.debug.dr7 & GENERAL_DETECT != 0 {
             self.cpu.debug.dr7 &= !GENERAL_DETECT;
-            return Err(Exception { vector: Exception::DB, error_code: None, payload: BD }.into());
+            return Err(Exception {
+                vector: Exception::DB,
+                error_code: None,
+                payload: BD,
+            }
+            .into());
         }
         let debug = &mut self.cpu.debug;
         if from_dr {

@@ -22,17 +22,33 @@ impl Processor {
                 const BS: u64 = 1 << 14;
                 return self.debug_trap(BS);
             }
-            Exception::DF | Exception::TS | Exception::NP | Exception::SS | Exception::GP | Exception::AC => {
-                Exception { vector, error_code: Some(error_code), payload: 0 }
-            }
+            Exception::DF
+            | Exception::TS
+            | Exception::NP
+            | Exception::SS
+            | Exception::GP
+            | Exception::AC => Exception {
+                vector,
+                error_code: Some(error_code),
+                payload: 0,
+            },
             Exception::PF => Exception::page_fault(error_code, self.cpu.sregs.cr2),
-            _ => Exception { vector, error_code: None, payload: 0 },
+            _ => Exception {
+                vector,
+                error_code: None,
+                payload: 0,
+            },
         };
         Err(exception.into())
     }
 
     fn debug_trap(&mut self, dr6: u64) -> Outcome {
-        Err(Exception { vector: Exception::DB, error_code: None, payload: dr6 }.into())
+        Err(Exception {
+            vector: Exception::DB,
+            error_code: None,
+            payload: dr6,
+        }
+        .into())
     }
 
     /// INT n, INT3, INTO, INT1.
@@ -62,14 +78,22 @@ impl Processor {
         }
         // Only what comes up here: an event that VM entry injects has CR2 and DR6 set by L1.
         if event.kind == EventKind::HardwareException {
-            let exception = Exception { vector: event.vector, error_code: event.error_code, payload: event.payload };
+            let exception = Exception {
+                vector: event.vector,
+                error_code: event.error_code,
+                payload: event.payload,
+            };
             delivery::apply_payload(&mut self.cpu, &exception);
         }
         self.deliver(event)
     }
 
     fn intercepted(&self, event: &Event) -> Option<VmExit> {
-        if self.in_l2() { self.intercepts.event(event) } else { None }
+        if self.in_l2() {
+            self.intercepts.event(event)
+        } else {
+            None
+        }
     }
 
     /// Delivers an event through the IDT, and whatever comes up on the way.
@@ -82,7 +106,8 @@ impl Processor {
                     self.cpu.vmx.run_pending = false;
                     // A monitor-trap-flag exit is then pending before the handler's first instruction
                     // (SDM Vol. 3C "Monitor Trap Flag").
-                    if self.in_l2() && self.primary_controls().contains(Primary::MONITOR_TRAP_FLAG) {
+                    if self.in_l2() && self.primary_controls().contains(Primary::MONITOR_TRAP_FLAG)
+                    {
                         self.cpu.vmx.mtf_pending = true;
                     }
                     self.cpu.activity = Activity::Active;
@@ -94,7 +119,9 @@ impl Processor {
             self.cpu.injected = Some(event);
             match fault {
                 DeliveryFault::Unsupported(what) => {
-                    let Trap::User(exit) = unsupported(what) else { return None };
+                    let Trap::User(exit) = unsupported(what) else {
+                        return None;
+                    };
                     return Some(exit);
                 }
                 DeliveryFault::Ept(fault) => {

@@ -37,9 +37,20 @@ fn port_of(instruction: &Instruction, dx: u16) -> Option<Port> {
         Outsd_DX_m32 => (4, false, true),
         _ => return None,
     };
-    let immediate = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Immediate8);
-    let number = if immediate { u16::from(instruction.immediate8()) } else { dx };
-    Some(Port { number, size, input, string, immediate })
+    let immediate =
+        (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Immediate8);
+    let number = if immediate {
+        u16::from(instruction.immediate8())
+    } else {
+        dx
+    };
+    Some(Port {
+        number,
+        size,
+        input,
+        string,
+        immediate,
+    })
 }
 
 impl Processor {
@@ -50,14 +61,21 @@ impl Processor {
             return Err(Exception::UNDEFINED.into());
         };
         self.check_io_permission(&port)?;
-        let repeated = port.string && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
+        let repeated =
+            port.string && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
         if repeated && self.count(instruction) == 0 {
             return Ok(Done::Retired);
         }
         // The memory operand of a string instruction faults before the exit is taken.
         let address = if port.string {
             let operand = u32::from(!port.input);
-            Some(decode::resolve(&self.cpu, instruction, operand, u64::from(port.size), port.input)?)
+            Some(decode::resolve(
+                &self.cpu,
+                instruction,
+                operand,
+                u64::from(port.size),
+                port.input,
+            )?)
         } else {
             None
         };
@@ -70,12 +88,22 @@ impl Processor {
                 is_rep: repeated,
                 is_immediate: port.immediate,
             };
-            let string = address.map(|address| (address.linear, self.string_information(instruction, &port)));
-            self.exit_if(self.intercepts.io(&self.ram, access, string, instruction.len() as u32))?;
+            let string = address
+                .map(|address| (address.linear, self.string_information(instruction, &port)));
+            self.exit_if(
+                self.intercepts
+                    .io(&self.ram, access, string, instruction.len() as u32),
+            )?;
         }
         if port.input {
-            self.pending_read = Some(PendingRead::Io { size: port.size, instruction: *instruction });
-            return Err(Trap::User(Exit::IoIn { port: port.number, size: port.size }));
+            self.pending_read = Some(PendingRead::Io {
+                size: port.size,
+                instruction: *instruction,
+            });
+            return Err(Trap::User(Exit::IoIn {
+                port: port.number,
+                size: port.size,
+            }));
         }
         let value = match address {
             None => mask(self.cpu.regs.get(Gpr::Rax), port.size) as u32,
@@ -90,7 +118,11 @@ impl Processor {
         } else {
             self.retire(instruction.len());
         }
-        Err(Trap::User(Exit::IoOut { port: port.number, size: port.size, value }))
+        Err(Trap::User(Exit::IoOut {
+            port: port.number,
+            size: port.size,
+            value,
+        }))
     }
 
     fn string_information(&self, instruction: &Instruction, port: &Port) -> u32 {
@@ -100,7 +132,12 @@ impl Processor {
     }
 
     /// Completes IN or INS with what user space read.
-    pub(crate) fn complete_in(&mut self, instruction: &Instruction, size: u8, value: u64) -> Outcome {
+    pub(crate) fn complete_in(
+        &mut self,
+        instruction: &Instruction,
+        size: u8,
+        value: u64,
+    ) -> Outcome {
         let dx = self.cpu.regs.get(Gpr::Rdx) as u16;
         let string = port_of(instruction, dx).is_some_and(|port| port.string);
         if !string {
@@ -120,17 +157,36 @@ impl Processor {
     }
 
     /// One iteration is done: index and count move, RIP once the count is spent.
-    fn advance_string(&mut self, instruction: &Instruction, index: Register, size: u8, repeated: bool) {
+    fn advance_string(
+        &mut self,
+        instruction: &Instruction,
+        index: Register,
+        size: u8,
+        repeated: bool,
+    ) {
         let (index, count) = match address_size(instruction, decode::code_bits(&self.cpu)) {
             64 => (index, Register::RCX),
             32 => (index.full_register32(), Register::ECX),
-            _ => (if index == Register::RSI { Register::SI } else { Register::DI }, Register::CX),
+            _ => (
+                if index == Register::RSI {
+                    Register::SI
+                } else {
+                    Register::DI
+                },
+                Register::CX,
+            ),
         };
         let old = decode::read_register(&self.cpu, index).unwrap_or(0);
-        let step = if self.cpu.regs.rflags & rflags::DF == 0 { i64::from(size) } else { -i64::from(size) };
+        let step = if self.cpu.regs.rflags & rflags::DF == 0 {
+            i64::from(size)
+        } else {
+            -i64::from(size)
+        };
         decode::write_register(&mut self.cpu, index, old.wrapping_add_signed(step));
         if repeated {
-            let left = decode::read_register(&self.cpu, count).unwrap_or(0).wrapping_sub(1);
+            let left = decode::read_register(&self.cpu, count)
+                .unwrap_or(0)
+                .wrapping_sub(1);
             decode::write_register(&mut self.cpu, count, left);
             if self.count(instruction) != 0 {
                 // The next iteration is an instruction of its own for interrupts and for the count.
@@ -191,5 +247,9 @@ fn address_size(instruction: &Instruction, bits: u32) -> u32 {
 
 /// The low `size` bytes of a value.
 pub(super) const fn mask(value: u64, size: u8) -> u64 {
-    if size >= 8 { value } else { value & ((1 << (size * 8)) - 1) }
+    if size >= 8 {
+        value
+    } else {
+        value & ((1 << (size * 8)) - 1)
+    }
 }

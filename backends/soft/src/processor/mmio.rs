@@ -25,7 +25,9 @@ impl Processor {
     }
 
     fn device_access(&mut self, instruction: &Instruction) -> Outcome {
-        let Some(operand) = (0..instruction.op_count()).find(|&i| instruction.op_kind(i) == OpKind::Memory) else {
+        let Some(operand) =
+            (0..instruction.op_count()).find(|&i| instruction.op_kind(i) == OpKind::Memory)
+        else {
             return Err(self.cannot(instruction));
         };
         let size = instruction.memory_size().size() as u8;
@@ -74,11 +76,19 @@ impl Processor {
         match instruction.op_kind(operand) {
             OpKind::Register => decode::read_register(&self.cpu, instruction.op_register(operand))
                 .ok_or_else(|| self.cannot(instruction)),
-            _ => instruction.try_immediate(operand).map_err(|_| self.cannot(instruction)),
+            _ => instruction
+                .try_immediate(operand)
+                .map_err(|_| self.cannot(instruction)),
         }
     }
 
-    fn locate(&mut self, instruction: &Instruction, operand: u32, size: u8, kind: AccessKind) -> Result<Place, Trap> {
+    fn locate(
+        &mut self,
+        instruction: &Instruction,
+        operand: u32,
+        size: u8,
+        kind: AccessKind,
+    ) -> Result<Place, Trap> {
         let write = kind == AccessKind::Write;
         let address = decode::resolve(&self.cpu, instruction, operand, u64::from(size), write)?;
         if address.linear % PAGE_SIZE + u64::from(size) > PAGE_SIZE {
@@ -89,11 +99,20 @@ impl Processor {
     }
 
     /// `Ok(None)` is impossible for the APIC and RAM; for a device the exit to user space is an `Err`.
-    fn device_read(&mut self, instruction: &Instruction, operand: u32, size: u8) -> Result<Option<u64>, Trap> {
+    fn device_read(
+        &mut self,
+        instruction: &Instruction,
+        operand: u32,
+        size: u8,
+    ) -> Result<Option<u64>, Trap> {
         match self.locate(instruction, operand, size, AccessKind::Read)? {
             Place::Ram(address) => {
                 let mut bytes = [0; 8];
-                let _ = nvmx_core::memory::GuestMemory::read(&self.ram, L1Phys(address), &mut bytes[..usize::from(size)]);
+                let _ = nvmx_core::memory::GuestMemory::read(
+                    &self.ram,
+                    L1Phys(address),
+                    &mut bytes[..usize::from(size)],
+                );
                 Ok(Some(u64::from_le_bytes(bytes)))
             }
             Place::Device(address) if self.is_apic_page(address) => {
@@ -105,39 +124,73 @@ impl Processor {
             Place::Device(address) => {
                 if !matches!(
                     instruction.mnemonic(),
-                    Mnemonic::Mov | Mnemonic::Movzx | Mnemonic::Movsx | Mnemonic::Movsxd | Mnemonic::Test | Mnemonic::Cmp
+                    Mnemonic::Mov
+                        | Mnemonic::Movzx
+                        | Mnemonic::Movsx
+                        | Mnemonic::Movsxd
+                        | Mnemonic::Test
+                        | Mnemonic::Cmp
                 ) {
                     return Err(self.cannot(instruction));
                 }
-                self.pending_read = Some(PendingRead::Mmio { size, instruction: *instruction });
-                Err(Trap::User(Exit::MmioRead { address: L1Phys(address), size }))
+                self.pending_read = Some(PendingRead::Mmio {
+                    size,
+                    instruction: *instruction,
+                });
+                Err(Trap::User(Exit::MmioRead {
+                    address: L1Phys(address),
+                    size,
+                }))
             }
         }
     }
 
-    fn device_write(&mut self, instruction: &Instruction, operand: u32, size: u8, value: u64) -> Outcome {
+    fn device_write(
+        &mut self,
+        instruction: &Instruction,
+        operand: u32,
+        size: u8,
+        value: u64,
+    ) -> Outcome {
         match self.locate(instruction, operand, size, AccessKind::Write)? {
             Place::Ram(address) => {
                 let bytes = value.to_le_bytes();
-                let _ = nvmx_core::memory::GuestMemory::write(&self.ram, L1Phys(address), &bytes[..usize::from(size)]);
+                let _ = nvmx_core::memory::GuestMemory::write(
+                    &self.ram,
+                    L1Phys(address),
+                    &bytes[..usize::from(size)],
+                );
                 Ok(Done::Retired)
             }
             Place::Device(address) if self.is_apic_page(address) => {
                 if size == 4 && address % 16 == 0 {
-                    let effect = self.apic.write((address % PAGE_SIZE) as u16, value as u32, self.cpu.tsc.l1());
+                    let effect = self.apic.write(
+                        (address % PAGE_SIZE) as u16,
+                        value as u32,
+                        self.cpu.tsc.l1(),
+                    );
                     self.apic_effect(effect)?;
                 }
                 Ok(Done::Retired)
             }
             Place::Device(address) => {
                 self.retire(instruction.len());
-                Err(Trap::User(Exit::MmioWrite { address: L1Phys(address), size, value: mask(value, size) }))
+                Err(Trap::User(Exit::MmioWrite {
+                    address: L1Phys(address),
+                    size,
+                    value: mask(value, size),
+                }))
             }
         }
     }
 
     /// Completes a load with the value that was read.
-    pub(crate) fn complete_load(&mut self, instruction: &Instruction, size: u8, value: u64) -> Outcome {
+    pub(crate) fn complete_load(
+        &mut self,
+        instruction: &Instruction,
+        size: u8,
+        value: u64,
+    ) -> Outcome {
         let value = mask(value, size);
         match instruction.mnemonic() {
             Mnemonic::Movsx | Mnemonic::Movsxd => {
@@ -152,7 +205,11 @@ impl Processor {
             Mnemonic::Cmp => {
                 let memory_first = instruction.op0_kind() == OpKind::Memory;
                 let other = mask(self.source(instruction, u32::from(memory_first))?, size);
-                let (a, b) = if memory_first { (value, other) } else { (other, value) };
+                let (a, b) = if memory_first {
+                    (value, other)
+                } else {
+                    (other, value)
+                };
                 self.compare_flags(a, b, size);
             }
             _ => decode::write_register(&mut self.cpu, instruction.op0_register(), value),
@@ -172,7 +229,9 @@ impl Processor {
                     Ok(())
                 }
                 Received::Smi => Err(unsupported("SMI, SDM Vol. 3C \"System Management Mode\"")),
-                Received::Init => Err(unsupported("INIT to the sender, SDM Vol. 3A \"Processor Initialization\"")),
+                Received::Init => Err(unsupported(
+                    "INIT to the sender, SDM Vol. 3A \"Processor Initialization\"",
+                )),
             },
         }
     }

@@ -53,13 +53,20 @@ impl Processor {
     #[inline]
     pub(crate) fn keep_log_index(&mut self) {
         if let Some(log) = self.regime.ept.as_ref().and_then(|ept| ept.log.as_ref()) {
-            self.cpu.vmx.vmcs12.set(Field::GUEST_PML_INDEX, u64::from(log.index.get()));
+            self.cpu
+                .vmx
+                .vmcs12
+                .set(Field::GUEST_PML_INDEX, u64::from(log.index.get()));
         }
     }
 
     /// Translates one access, setting accessed and dirty flags.
     #[inline]
-    pub(crate) fn translate(&mut self, linear: u64, access: Access) -> Result<paging::Mapping, WalkFault> {
+    pub(crate) fn translate(
+        &mut self,
+        linear: u64,
+        access: Access,
+    ) -> Result<paging::Mapping, WalkFault> {
         self.regime.alignment_check =
             self.cpu.regs.rflags & nvmx_core::x86::control::rflags::AC != 0;
         let mapping = paging::translate(&self.ram, &self.regime, linear, access);
@@ -70,11 +77,13 @@ impl Processor {
     /// Where one access goes.
     pub(crate) fn place(&mut self, linear: u64, access: Access) -> Result<Place, WalkFault> {
         let physical = self.translate(linear, access)?.physical.0;
-        Ok(if self.ram.contains(physical, 1) && !self.is_apic_page(physical) {
-            Place::Ram(physical)
-        } else {
-            Place::Device(physical)
-        })
+        Ok(
+            if self.ram.contains(physical, 1) && !self.is_apic_page(physical) {
+                Place::Ram(physical)
+            } else {
+                Place::Device(physical)
+            },
+        )
     }
 
     /// Whether the local APIC answers at this address (SDM Vol. 3A "Local APIC Status and Location").
@@ -82,7 +91,9 @@ impl Processor {
         const ENABLED: u64 = 1 << 11;
         const X2APIC: u64 = 1 << 10;
         let base = self.apic.base();
-        base & ENABLED != 0 && base & X2APIC == 0 && physical & !(PAGE_SIZE - 1) == base & 0xf_ffff_ffff_f000
+        base & ENABLED != 0
+            && base & X2APIC == 0
+            && physical & !(PAGE_SIZE - 1) == base & 0xf_ffff_ffff_f000
     }
 
     /// Reads an operand of an interpreted instruction at the current privilege level. What is no RAM
@@ -103,7 +114,12 @@ impl Processor {
         self.read_with(linear, buffer, Access::implicit(AccessKind::Read))
     }
 
-    fn read_with(&mut self, linear: u64, buffer: &mut [u8], access: Access) -> Result<(), WalkFault> {
+    fn read_with(
+        &mut self,
+        linear: u64,
+        buffer: &mut [u8],
+        access: Access,
+    ) -> Result<(), WalkFault> {
         let mut done = 0;
         while done < buffer.len() {
             let address = self.wrap(linear.wrapping_add(done as u64));
@@ -126,7 +142,10 @@ impl Processor {
         let second = if tail.is_empty() {
             None
         } else {
-            Some(self.translate(self.wrap(linear.wrapping_add(in_page as u64)), access)?.physical)
+            Some(
+                self.translate(self.wrap(linear.wrapping_add(in_page as u64)), access)?
+                    .physical,
+            )
         };
         // A write to no RAM is lost, as on a bus with nobody there.
         let _ = self.ram.write(first, head);
@@ -157,15 +176,27 @@ fn access_of(kind: AccessKind, privilege: Privilege) -> Access {
 pub(super) struct DeliveryMemory<'a>(pub(super) &'a mut Processor);
 
 impl LinearMemory for DeliveryMemory<'_> {
-    fn read(&mut self, address: u64, buffer: &mut [u8], privilege: Privilege) -> Result<(), WalkFault> {
-        self.0.read_with(address, buffer, access_of(AccessKind::Read, privilege))
+    fn read(
+        &mut self,
+        address: u64,
+        buffer: &mut [u8],
+        privilege: Privilege,
+    ) -> Result<(), WalkFault> {
+        self.0
+            .read_with(address, buffer, access_of(AccessKind::Read, privilege))
     }
 
     fn write(&mut self, address: u64, bytes: &[u8], privilege: Privilege) -> Result<(), WalkFault> {
-        self.0.write_with(address, bytes, access_of(AccessKind::Write, privilege))
+        self.0
+            .write_with(address, bytes, access_of(AccessKind::Write, privilege))
     }
 
-    fn check_write(&mut self, address: u64, length: usize, privilege: Privilege) -> Result<(), WalkFault> {
+    fn check_write(
+        &mut self,
+        address: u64,
+        length: usize,
+        privilege: Privilege,
+    ) -> Result<(), WalkFault> {
         let access = access_of(AccessKind::Write, privilege);
         let last = address.wrapping_add(length.max(1) as u64 - 1);
         self.0.translate(self.0.wrap(address), access)?;

@@ -13,8 +13,8 @@ mod io;
 mod mmio;
 mod mmu;
 mod operands;
-mod system;
 mod syscall;
+mod system;
 mod vmx;
 
 pub(crate) use mmu::kind;
@@ -162,7 +162,11 @@ impl Processor {
             tsc_khz: crate::model::TSC_KHZ,
             regime,
             intercepts: Intercepts::default(),
-            effects: Effects { flush: true, flush_page: None, controls: true },
+            effects: Effects {
+                flush: true,
+                flush_page: None,
+                controls: true,
+            },
             pending_read: None,
             events: Vec::with_capacity(256),
             event_count: 0,
@@ -179,13 +183,20 @@ impl Processor {
 
     /// Handles what the engine reported: RIP is at the instruction, `bytes` are those at RIP.
     /// `Some` is an exit to user space.
-    pub(crate) fn handle(&mut self, intercept: Intercept, error_code: u32, bytes: &[u8]) -> Option<Exit> {
+    pub(crate) fn handle(
+        &mut self,
+        intercept: Intercept,
+        error_code: u32,
+        bytes: &[u8],
+    ) -> Option<Exit> {
         // L2 is in: what comes now is its own.
         self.cpu.vmx.run_pending = false;
         let mut length = 0;
         let outcome = match intercept {
             Intercept::InterruptWindow => Ok(Done::Jumped),
-            Intercept::Exception(vector) if vector != Exception::UD => self.native_exception(vector, error_code),
+            Intercept::Exception(vector) if vector != Exception::UD => {
+                self.native_exception(vector, error_code)
+            }
             Intercept::Special(Special::Undefined) => Err(Exception::UNDEFINED.into()),
             _ => match decode::decode(bytes, decode::code_bits(&self.cpu), self.cpu.regs.rip) {
                 None => Err(Exception::UNDEFINED.into()),
@@ -218,7 +229,9 @@ impl Processor {
             Intercept::Rdtsc | Intercept::Rdtscp => self.rdtsc(instruction),
             Intercept::Rdpmc => self.rdpmc(instruction),
             Intercept::Cpuid => self.cpuid(instruction),
-            Intercept::Rsm if self.cpu.smm => Err(unsupported("RSM, SDM Vol. 3C \"System Management Mode\"")),
+            Intercept::Rsm if self.cpu.smm => {
+                Err(unsupported("RSM, SDM Vol. 3C \"System Management Mode\""))
+            }
             Intercept::Rsm => Err(Exception::UNDEFINED.into()),
             Intercept::Iret => self.iret(),
             Intercept::SoftwareInterrupt => self.software_interrupt(instruction),
@@ -234,13 +247,18 @@ impl Processor {
             Intercept::Special(Special::Sysenter) => self.sysenter(),
             Intercept::Special(Special::Int1) => self.software_interrupt(instruction),
             Intercept::Special(Special::Rdrand | Special::Rdseed) => self.random(instruction),
-            Intercept::Special(Special::Xgetbv | Special::Xsetbv) => self.extended_control(instruction),
+            Intercept::Special(Special::Xgetbv | Special::Xsetbv) => {
+                self.extended_control(instruction)
+            }
             Intercept::Special(Special::UserWait) => self.user_wait(instruction),
             Intercept::Exception(Exception::UD) => self.undefined(instruction),
-            Intercept::Pushf | Intercept::Popf => {
-                Err(unsupported("PUSHF and POPF intercept, which nothing asks for"))
-            }
-            other => Err(unsupported(format!("engine event {other:?} at RIP {:#x}", self.cpu.regs.rip))),
+            Intercept::Pushf | Intercept::Popf => Err(unsupported(
+                "PUSHF and POPF intercept, which nothing asks for",
+            )),
+            other => Err(unsupported(format!(
+                "engine event {other:?} at RIP {:#x}",
+                self.cpu.regs.rip
+            ))),
         }
     }
 
@@ -269,7 +287,9 @@ impl Processor {
     /// Completes an interpreted instruction: RIP, the end of shadows and RF, the single-step trap.
     pub(crate) fn retire(&mut self, length: usize) {
         self.cpu.regs.rip = decode::next_rip(&self.cpu, length);
-        self.cpu.interruptibility.remove(Interruptibility::STI | Interruptibility::MOV_SS);
+        self.cpu
+            .interruptibility
+            .remove(Interruptibility::STI | Interruptibility::MOV_SS);
         self.cpu.regs.rflags &= !rflags::RF;
         self.cpu.tsc.ticks = self.cpu.tsc.ticks.wrapping_add(1);
         if self.cpu.regs.rflags & rflags::TF != 0 {
@@ -294,7 +314,11 @@ impl Processor {
 
     /// Faults unless CPL is 0: #GP(0), as the privileged instructions do.
     pub(crate) fn require_cpl0(&self) -> Result<(), Trap> {
-        if self.cpu.cpl() == 0 { Ok(()) } else { Err(Exception::GENERAL_PROTECTION.into()) }
+        if self.cpu.cpl() == 0 {
+            Ok(())
+        } else {
+            Err(Exception::GENERAL_PROTECTION.into())
+        }
     }
 
     /// Whether L2 runs.

@@ -27,9 +27,15 @@ pub(super) fn segment(register: Register) -> SegmentRegister {
 pub(super) fn address_size(instruction: &Instruction, bits: u32) -> OperandSize {
     for operand in 0..instruction.op_count() {
         match instruction.op_kind(operand) {
-            OpKind::MemoryESDI | OpKind::MemorySegSI | OpKind::MemorySegDI => return OperandSize::Bits16,
-            OpKind::MemoryESEDI | OpKind::MemorySegESI | OpKind::MemorySegEDI => return OperandSize::Bits32,
-            OpKind::MemoryESRDI | OpKind::MemorySegRSI | OpKind::MemorySegRDI => return OperandSize::Bits64,
+            OpKind::MemoryESDI | OpKind::MemorySegSI | OpKind::MemorySegDI => {
+                return OperandSize::Bits16;
+            }
+            OpKind::MemoryESEDI | OpKind::MemorySegESI | OpKind::MemorySegEDI => {
+                return OperandSize::Bits32;
+            }
+            OpKind::MemoryESRDI | OpKind::MemorySegRSI | OpKind::MemorySegRDI => {
+                return OperandSize::Bits64;
+            }
             _ => {}
         }
     }
@@ -56,7 +62,13 @@ pub(super) fn address_size(instruction: &Instruction, bits: u32) -> OperandSize 
 /// The memory operand.
 pub(super) fn memory(instruction: &Instruction, bits: u32) -> MemoryOperand {
     let relative = instruction.is_ip_rel_memory_operand();
-    let register = |register: Register| if relative { None } else { decode::gpr(register) };
+    let register = |register: Register| {
+        if relative {
+            None
+        } else {
+            decode::gpr(register)
+        }
+    };
     MemoryOperand {
         base: register(instruction.memory_base()),
         index: register(instruction.memory_index()),

@@ -11,7 +11,12 @@ const FLAT_CODE_32: u32 = 0xc09b;
 const FLAT_DATA: u32 = 0xc093;
 
 fn flat(selector: u16, ar: u32) -> Segment {
-    Segment { selector, base: 0, limit: 0xffff_ffff, ar: AccessRights::from_bits_retain(ar) }
+    Segment {
+        selector,
+        base: 0,
+        limit: 0xffff_ffff,
+        ar: AccessRights::from_bits_retain(ar),
+    }
 }
 
 impl Processor {
@@ -46,7 +51,10 @@ impl Processor {
         let mask = if long { u64::MAX } else { 0xffff_ffff };
         cpu.regs.set(Gpr::Rsp, cpu.msrs.sysenter_esp & mask);
         cpu.regs.rip = cpu.msrs.sysenter_eip & mask;
-        cpu.sregs.cs = flat(selector & !3, if long { FLAT_CODE_64 } else { FLAT_CODE_32 });
+        cpu.sregs.cs = flat(
+            selector & !3,
+            if long { FLAT_CODE_64 } else { FLAT_CODE_32 },
+        );
         cpu.sregs.ss = flat((selector & !3).wrapping_add(8), FLAT_DATA);
         self.retire(0);
         Ok(Done::Jumped)

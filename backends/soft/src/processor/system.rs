@@ -35,7 +35,10 @@ impl Processor {
         if self.in_l2() {
             return Err(self.intercepts.cpuid(instruction.len() as u32).into());
         }
-        let (leaf, subleaf) = (self.cpu.regs.get(Gpr::Rax) as u32, self.cpu.regs.get(Gpr::Rcx) as u32);
+        let (leaf, subleaf) = (
+            self.cpu.regs.get(Gpr::Rax) as u32,
+            self.cpu.regs.get(Gpr::Rcx) as u32,
+        );
         let [eax, mut ebx, mut ecx, edx] = cpuid::lookup(&self.cpu.model.cpuid, leaf, subleaf);
         if leaf == 1 {
             // These bits follow the processor's state (SDM Vol. 2A "CPUID").
@@ -55,7 +58,12 @@ impl Processor {
             // Size of the area for the components that XCR0 enables: x87 and SSE alone.
             ebx = 0x240;
         }
-        for (gpr, value) in [(Gpr::Rax, eax), (Gpr::Rbx, ebx), (Gpr::Rcx, ecx), (Gpr::Rdx, edx)] {
+        for (gpr, value) in [
+            (Gpr::Rax, eax),
+            (Gpr::Rbx, ebx),
+            (Gpr::Rcx, ecx),
+            (Gpr::Rdx, edx),
+        ] {
             self.cpu.regs.set(gpr, u64::from(value));
         }
         Ok(Done::Retired)
@@ -72,13 +80,19 @@ impl Processor {
         if self.cpu.sregs.cr4 & cr4::TSD != 0 && self.cpu.cpl() > 0 {
             return Err(Exception::GENERAL_PROTECTION.into());
         }
-        let exit = if with_aux { self.intercepts.rdtscp(length).unwrap_or(None) } else { self.intercepts.rdtsc(length) };
+        let exit = if with_aux {
+            self.intercepts.rdtscp(length).unwrap_or(None)
+        } else {
+            self.intercepts.rdtsc(length)
+        };
         self.exit_if(exit)?;
         let tsc = entry::l2_tsc(&self.cpu);
         self.cpu.regs.set(Gpr::Rax, tsc & 0xffff_ffff);
         self.cpu.regs.set(Gpr::Rdx, tsc >> 32);
         if with_aux {
-            self.cpu.regs.set(Gpr::Rcx, self.cpu.msrs.tsc_aux & 0xffff_ffff);
+            self.cpu
+                .regs
+                .set(Gpr::Rcx, self.cpu.msrs.tsc_aux & 0xffff_ffff);
         }
         Ok(Done::Retired)
     }
@@ -97,7 +111,10 @@ impl Processor {
         self.require_cpl0()?;
         let number = self.cpu.regs.get(Gpr::Rcx) as u32;
         if self.in_l2() {
-            self.exit_if(self.intercepts.rdmsr(&self.ram, number, instruction.len() as u32))?;
+            self.exit_if(
+                self.intercepts
+                    .rdmsr(&self.ram, number, instruction.len() as u32),
+            )?;
         }
         let value = match msr::read(&self.cpu, number) {
             Ok(MsrRead::Value(value)) => value,
@@ -117,7 +134,10 @@ impl Processor {
         self.require_cpl0()?;
         let number = self.cpu.regs.get(Gpr::Rcx) as u32;
         if self.in_l2() {
-            self.exit_if(self.intercepts.wrmsr(&self.ram, number, instruction.len() as u32))?;
+            self.exit_if(
+                self.intercepts
+                    .wrmsr(&self.ram, number, instruction.len() as u32),
+            )?;
         }
         let low = self.cpu.regs.get(Gpr::Rax) & 0xffff_ffff;
         let value = low | self.cpu.regs.get(Gpr::Rdx) << 32;
@@ -223,7 +243,11 @@ impl Processor {
                 Mnemonic::Lldt => SystemSegmentInstruction::Lldt,
                 _ => SystemSegmentInstruction::Ltr,
             };
-            let place = if is_memory(instruction, 0) { Err(&operand) } else { Ok(gpr_or_rax(instruction.op0_register())) };
+            let place = if is_memory(instruction, 0) {
+                Err(&operand)
+            } else {
+                Ok(gpr_or_rax(instruction.op0_register()))
+            };
             self.intercepts.system_segment(kind, place, length)
         } else {
             let kind = match instruction.mnemonic() {
@@ -241,7 +265,8 @@ impl Processor {
                 (_, true) => 4,
                 (_, false) => 2,
             };
-            self.intercepts.descriptor_table(kind, &operand, size(bytes), length)
+            self.intercepts
+                .descriptor_table(kind, &operand, size(bytes), length)
         };
         self.exit_if(exit)?;
         Err(unsupported(format!(
@@ -318,7 +343,10 @@ impl Processor {
         if cpuid::lookup(&self.cpu.model.cpuid, 7, 0)[2] & WAITPKG == 0 {
             return Err(Exception::UNDEFINED.into());
         }
-        Err(unsupported(format!("{:?}, SDM Vol. 2B", instruction.mnemonic())))
+        Err(unsupported(format!(
+            "{:?}, SDM Vol. 2B",
+            instruction.mnemonic()
+        )))
     }
 
     /// IRET while something waits for its end of NMI blocking: it then runs natively.

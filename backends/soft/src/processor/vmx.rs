@@ -19,11 +19,17 @@ use nvmx_core::x86::{Exception, cpuid};
 /// The exit for a fault of L1's EPT.
 pub(super) fn ept_exit(fault: &EptFault) -> VmExit {
     match *fault {
-        EptFault::Violation { guest_physical, guest_linear, qualification } => {
-            VmExit::ept_violation(qualification, guest_physical, guest_linear)
+        EptFault::Violation {
+            guest_physical,
+            guest_linear,
+            qualification,
+        } => VmExit::ept_violation(qualification, guest_physical, guest_linear),
+        EptFault::Misconfiguration { guest_physical } => {
+            VmExit::ept_misconfiguration(guest_physical)
         }
-        EptFault::Misconfiguration { guest_physical } => VmExit::ept_misconfiguration(guest_physical),
-        EptFault::LogFull { guest_physical } => VmExit::page_modification_log_full(false, guest_physical),
+        EptFault::LogFull { guest_physical } => {
+            VmExit::page_modification_log_full(false, guest_physical)
+        }
     }
 }
 
@@ -71,20 +77,24 @@ impl Processor {
         };
         let uses_avx_state = self.cpu.xcr0 & 4 != 0;
         let os_xsave = self.cpu.sregs.cr4 & nvmx_core::x86::control::cr4::OSXSAVE != 0;
-        instruction.cpuid_features().iter().any(|feature| match feature {
-            CpuidFeature::XSAVE => os_xsave && leaf(1, 2, 26),
-            CpuidFeature::XSAVEOPT | CpuidFeature::XSAVEC | CpuidFeature::XSAVES => {
-                os_xsave && cpuid::lookup(&self.cpu.model.cpuid, 0xd, 1)[0] != 0
-            }
-            CpuidFeature::AVX => uses_avx_state && leaf(1, 2, 28),
-            CpuidFeature::AVX2 => uses_avx_state && leaf(7, 1, 5),
-            CpuidFeature::INVPCID => leaf(7, 1, 10),
-            CpuidFeature::RDPID => leaf(7, 2, 22),
-            CpuidFeature::FSGSBASE => {
-                leaf(7, 1, 0) && self.cpu.sregs.cr4 & nvmx_core::x86::control::cr4::FSGSBASE != 0
-            }
-            _ => false,
-        })
+        instruction
+            .cpuid_features()
+            .iter()
+            .any(|feature| match feature {
+                CpuidFeature::XSAVE => os_xsave && leaf(1, 2, 26),
+                CpuidFeature::XSAVEOPT | CpuidFeature::XSAVEC | CpuidFeature::XSAVES => {
+                    os_xsave && cpuid::lookup(&self.cpu.model.cpuid, 0xd, 1)[0] != 0
+                }
+                CpuidFeature::AVX => uses_avx_state && leaf(1, 2, 28),
+                CpuidFeature::AVX2 => uses_avx_state && leaf(7, 1, 5),
+                CpuidFeature::INVPCID => leaf(7, 1, 10),
+                CpuidFeature::RDPID => leaf(7, 2, 22),
+                CpuidFeature::FSGSBASE => {
+                    leaf(7, 1, 0)
+                        && self.cpu.sregs.cr4 & nvmx_core::x86::control::cr4::FSGSBASE != 0
+                }
+                _ => false,
+            })
     }
 
     fn vmx_instruction(&mut self, vmx: Vmx, instruction: &Instruction) -> Outcome {
@@ -96,16 +106,25 @@ impl Processor {
         let (result, flush) = match vmx {
             Vmx::Vmxon => {
                 let pointer = self.pointer(instruction)?;
-                (instructions::vmxon(&mut self.cpu, &self.ram, pointer), Flush::None)
-            },
+                (
+                    instructions::vmxon(&mut self.cpu, &self.ram, pointer),
+                    Flush::None,
+                )
+            }
             Vmx::Vmxoff => (instructions::vmxoff(&mut self.cpu), Flush::None),
             Vmx::Vmclear => {
                 let pointer = self.pointer(instruction)?;
-                (instructions::vmclear(&mut self.cpu, &self.ram, pointer), Flush::None)
+                (
+                    instructions::vmclear(&mut self.cpu, &self.ram, pointer),
+                    Flush::None,
+                )
             }
             Vmx::Vmptrld => {
                 let pointer = self.pointer(instruction)?;
-                (instructions::vmptrld(&mut self.cpu, &self.ram, pointer), Flush::None)
+                (
+                    instructions::vmptrld(&mut self.cpu, &self.ram, pointer),
+                    Flush::None,
+                )
             }
             Vmx::Vmptrst => {
                 let address = decode::resolve(&self.cpu, instruction, 0, 8, true)?;
@@ -115,8 +134,14 @@ impl Processor {
             }
             Vmx::Vmread => (self.vmread(instruction, operands.register)?, Flush::None),
             Vmx::Vmwrite => (self.vmwrite(instruction, operands.register)?, Flush::None),
-            Vmx::Vmlaunch => (instructions::vmlaunch(&mut self.cpu, &self.ram), Flush::None),
-            Vmx::Vmresume => (instructions::vmresume(&mut self.cpu, &self.ram), Flush::None),
+            Vmx::Vmlaunch => (
+                instructions::vmlaunch(&mut self.cpu, &self.ram),
+                Flush::None,
+            ),
+            Vmx::Vmresume => (
+                instructions::vmresume(&mut self.cpu, &self.ram),
+                Flush::None,
+            ),
             Vmx::Vmcall => (instructions::vmcall(&mut self.cpu), Flush::None),
             Vmx::Invept => {
                 let descriptor = self.descriptor(instruction)?;
@@ -140,7 +165,9 @@ impl Processor {
         }
         match result {
             VmxResult::FailInvalid => self.record(NestedEvent::EntryFailure { error: None }),
-            VmxResult::FailValid(error) => self.record(NestedEvent::EntryFailure { error: Some(error.0) }),
+            VmxResult::FailValid(error) => self.record(NestedEvent::EntryFailure {
+                error: Some(error.0),
+            }),
             _ => {}
         }
     }
@@ -153,7 +180,10 @@ impl Processor {
             self.rebuild_regime();
         }
         match result {
-            VmxResult::Succeed | VmxResult::FailInvalid | VmxResult::FailValid(_) | VmxResult::Done => {
+            VmxResult::Succeed
+            | VmxResult::FailInvalid
+            | VmxResult::FailValid(_)
+            | VmxResult::Done => {
                 instructions::complete(&mut self.cpu, &result, length);
                 // `complete` has moved RIP; the rest of retiring is ours.
                 self.retire(0);
@@ -191,8 +221,16 @@ impl Processor {
 
     /// Derives everything that depends on the level and on L1's controls.
     pub(crate) fn level_changed(&mut self) {
-        self.unsupported = if self.in_l2() { entry::unsupported(&self.cpu.vmx.vmcs12) } else { None };
-        self.intercepts = if self.in_l2() { Intercepts::new(&self.cpu.vmx.vmcs12) } else { Intercepts::default() };
+        self.unsupported = if self.in_l2() {
+            entry::unsupported(&self.cpu.vmx.vmcs12)
+        } else {
+            None
+        };
+        self.intercepts = if self.in_l2() {
+            Intercepts::new(&self.cpu.vmx.vmcs12)
+        } else {
+            Intercepts::default()
+        };
         self.effects.controls = true;
         self.address_space_changed();
     }
@@ -235,7 +273,11 @@ impl Processor {
             reason: exit.reason.0,
             qualification: Some(exit.qualification),
             interruption: Some(exit.interruption_information()),
-            error_code: Some(exit.interruption.and_then(|event| event.error_code).unwrap_or(0)),
+            error_code: Some(
+                exit.interruption
+                    .and_then(|event| event.error_code)
+                    .unwrap_or(0),
+            ),
             instruction_length: exit.instruction_length,
             guest_physical: exit.guest_physical.map(|address| address.0),
             l2_rip: Some(l2_rip),
@@ -247,27 +289,56 @@ impl Processor {
         let length = instruction.len() as u32;
         let operand = memory(instruction, bits);
         let register = |index: u32| gpr_or_rax(instruction.op_register(index));
-        let masked = |value: u64| if self.cpu.in_64_bit_mode() { value } else { value & 0xffff_ffff };
-        let (displacement, information, register_value) = match vmx {
-            Vmx::Vmxon | Vmx::Vmclear | Vmx::Vmptrld | Vmx::Vmptrst => {
-                (operand.displacement, intercepts::vmcs_pointer_information(&operand), 0)
+        let masked = |value: u64| {
+            if self.cpu.in_64_bit_mode() {
+                value
+            } else {
+                value & 0xffff_ffff
             }
+        };
+        let (displacement, information, register_value) = match vmx {
+            Vmx::Vmxon | Vmx::Vmclear | Vmx::Vmptrld | Vmx::Vmptrst => (
+                operand.displacement,
+                intercepts::vmcs_pointer_information(&operand),
+                0,
+            ),
             Vmx::Vmread | Vmx::Vmwrite => {
                 // VMREAD r/m, field; VMWRITE field, r/m.
                 let (value, field) = if vmx == Vmx::Vmread { (0, 1) } else { (1, 0) };
-                let place = if is_memory(instruction, value) { Err(&operand) } else { Ok(register(value)) };
-                let displacement = if place.is_err() { operand.displacement } else { 0 };
+                let place = if is_memory(instruction, value) {
+                    Err(&operand)
+                } else {
+                    Ok(register(value))
+                };
+                let displacement = if place.is_err() {
+                    operand.displacement
+                } else {
+                    0
+                };
                 let field = register(field);
-                (displacement, intercepts::vmcs_access_information(field, place), masked(self.cpu.regs.get(field)))
+                (
+                    displacement,
+                    intercepts::vmcs_access_information(field, place),
+                    masked(self.cpu.regs.get(field)),
+                )
             }
             Vmx::Invept | Vmx::Invvpid => {
                 let kind = register(0);
                 let information = intercepts::invalidate_information(&operand, kind);
-                (operand.displacement, information, masked(self.cpu.regs.get(kind)))
+                (
+                    operand.displacement,
+                    information,
+                    masked(self.cpu.regs.get(kind)),
+                )
             }
             _ => (0, 0, 0),
         };
-        Operands { length, displacement, information, register: register_value }
+        Operands {
+            length,
+            displacement,
+            information,
+            register: register_value,
+        }
     }
 
     /// The 64-bit pointer in memory that VMXON, VMCLEAR and VMPTRLD take.

@@ -17,7 +17,9 @@ pub(crate) const MEMORY: u64 = 2 << 20;
 
 /// How many cases: `usual`, or that many times `NVMX_SOAK` for a long hunt.
 pub(crate) fn cases(usual: u32) -> u32 {
-    let factor = std::env::var("NVMX_SOAK").ok().and_then(|factor| factor.parse::<u32>().ok());
+    let factor = std::env::var("NVMX_SOAK")
+        .ok()
+        .and_then(|factor| factor.parse::<u32>().ok());
     usual * factor.unwrap_or(1)
 }
 
@@ -54,14 +56,18 @@ impl Random {
     pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
         // Prefixes and two-byte opcodes are where the interpreters are.
         const LIKELY: [u8; 28] = [
-            0x0f, 0x0f, 0x0f, 0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x48, 0x2e, 0x01, 0x00, 0xc7, 0x20, 0x22, 0x23, 0x30,
-            0x32, 0xa2, 0x31, 0xe4, 0xec, 0x6c, 0x6e, 0xcd, 0xcf, 0xf4, 0x9d,
+            0x0f, 0x0f, 0x0f, 0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x48, 0x2e, 0x01, 0x00, 0xc7, 0x20,
+            0x22, 0x23, 0x30, 0x32, 0xa2, 0x31, 0xe4, 0xec, 0x6c, 0x6e, 0xcd, 0xcf, 0xf4, 0x9d,
         ];
         let mut bytes = vec![0; length];
         let weird = self.below(3);
         for byte in &mut bytes {
             let word = self.next();
-            *byte = if weird > 0 && word >> 60 < 5 { LIKELY[(word >> 8) as usize % LIKELY.len()] } else { word as u8 };
+            *byte = if weird > 0 && word >> 60 < 5 {
+                LIKELY[(word >> 8) as usize % LIKELY.len()]
+            } else {
+                word as u8
+            };
         }
         bytes
     }
@@ -91,7 +97,12 @@ pub(crate) const MODES: [Mode; 8] = [
 ];
 
 pub(crate) fn segment(selector: u16, ar: u32, limit: u32) -> Segment {
-    Segment { selector, base: 0, limit, ar: AccessRights::from_bits_retain(ar) }
+    Segment {
+        selector,
+        base: 0,
+        limit,
+        ar: AccessRights::from_bits_retain(ar),
+    }
 }
 
 /// A flat machine in `mode`, with descriptor tables whose handlers return.
@@ -122,8 +133,14 @@ pub(crate) fn state(mode: Mode, random: &mut Random) -> CpuState {
         gs: data,
         tr: segment(0x28, 0x8b, 0x67),
         ldtr: segment(0, 0x1_0082, 0),
-        gdtr: DescriptorTable { base: GDT, limit: 0x7f },
-        idtr: DescriptorTable { base: IDT, limit: 0xfff },
+        gdtr: DescriptorTable {
+            base: GDT,
+            limit: 0x7f,
+        },
+        idtr: DescriptorTable {
+            base: IDT,
+            limit: 0xfff,
+        },
         cr0: cr0::ET | cr0::NE,
         apic_base: 0xfee0_0900,
         ..Sregs::default()
@@ -143,7 +160,11 @@ pub(crate) fn state(mode: Mode, random: &mut Random) -> CpuState {
     if mode == Virtual8086 && random.below(2) == 0 {
         sregs.cr4 |= 1;
     }
-    let mut regs = Regs { rip: CODE, rflags: 2 | random.next() & 0x4_8dd5, ..Regs::default() };
+    let mut regs = Regs {
+        rip: CODE,
+        rflags: 2 | random.next() & 0x4_8dd5,
+        ..Regs::default()
+    };
     if matches!(mode, Real | Virtual8086) {
         // CS selects the code; IP starts at zero.
         for register in [&mut sregs.cs] {
@@ -164,7 +185,11 @@ pub(crate) fn state(mode: Mode, random: &mut Random) -> CpuState {
         regs.gpr[gpr] = random.odd();
     }
     regs.set(Gpr::Rsp, STACK);
-    CpuState { sregs: Some(sregs), regs: Some(regs), ..CpuState::default() }
+    CpuState {
+        sregs: Some(sregs),
+        regs: Some(regs),
+        ..CpuState::default()
+    }
 }
 
 pub(crate) fn put(vm: &mut SoftVm, address: u64, bytes: &[u8]) {
@@ -196,17 +221,33 @@ pub(crate) fn furnish(vm: &mut SoftVm, wide: bool) {
     put(vm, 0xb008, &[0x10, 0]);
     for vector in 0..256_u64 {
         if wide {
-            entry(vm, IDT + 16 * vector, HANDLER & 0xffff | 0x08 << 16 | 0x8e00 << 32);
+            entry(
+                vm,
+                IDT + 16 * vector,
+                HANDLER & 0xffff | 0x08 << 16 | 0x8e00 << 32,
+            );
             entry(vm, IDT + 16 * vector + 8, 0);
         } else {
-            entry(vm, IDT + 8 * vector, HANDLER & 0xffff | 0x18 << 16 | 0x8e00 << 32);
+            entry(
+                vm,
+                IDT + 8 * vector,
+                HANDLER & 0xffff | 0x18 << 16 | 0x8e00 << 32,
+            );
         }
     }
     // Each handler steps over one byte and returns as if no error code had been pushed.
-    let handler: &[u8] = if wide { &[0x48, 0xff, 0x04, 0x24, 0x48, 0xcf] } else { &[0xff, 0x04, 0x24, 0xcf] };
+    let handler: &[u8] = if wide {
+        &[0x48, 0xff, 0x04, 0x24, 0x48, 0xcf]
+    } else {
+        &[0xff, 0x04, 0x24, 0xcf]
+    };
     put(vm, HANDLER, handler);
 }
 
 pub(crate) fn machine() -> SoftVm {
-    SoftVm::new(&VmConfig { memory_size: MEMORY, ..VmConfig::default() }).expect("a machine")
+    SoftVm::new(&VmConfig {
+        memory_size: MEMORY,
+        ..VmConfig::default()
+    })
+    .expect("a machine")
 }

@@ -58,10 +58,18 @@ impl Run {
         let image = (guest.build)(params).expect("the guest assembles").to_elf();
         let config = VmConfig::default();
         let mut vm = SoftVm::new(&config).expect("a machine");
-        let options = LoadOptions { memory_size: config.memory_size, ..LoadOptions::default() };
+        let options = LoadOptions {
+            memory_size: config.memory_size,
+            ..LoadOptions::default()
+        };
         let loaded = load(&image, options).expect("an image");
         boot(&mut vm, &loaded).expect("boots");
-        Self { vm, driver: Driver::default(), checkpoints: Vec::new(), end: None }
+        Self {
+            vm,
+            driver: Driver::default(),
+            checkpoints: Vec::new(),
+            end: None,
+        }
     }
 
     /// Runs for `budget`, or to the guest's end. Checkpoints are noted and passed over, except that
@@ -74,8 +82,16 @@ impl Run {
             if nested_events == Some(0) {
                 return;
             }
-            let left = Budget { nested_events, time: budget.time.or(Some(PATIENCE)), ..budget };
-            match self.driver.run(&mut self.vm, left).expect("the machine runs") {
+            let left = Budget {
+                nested_events,
+                time: budget.time.or(Some(PATIENCE)),
+                ..budget
+            };
+            match self
+                .driver
+                .run(&mut self.vm, left)
+                .expect("the machine runs")
+            {
                 Stop::Checkpoint(id) => self.checkpoints.push(id),
                 Stop::Budget => {
                     assert!(
@@ -122,22 +138,33 @@ pub(crate) fn capture(vm: &mut SoftVm) -> Capture {
     let mut pages = Vec::new();
     for page in 0..vm.memory_size() / PAGE_SIZE {
         let mut bytes = vec![0; PAGE_SIZE as usize].into_boxed_slice();
-        vm.read_memory(L1Phys(page * PAGE_SIZE), &mut bytes).expect("RAM");
+        vm.read_memory(L1Phys(page * PAGE_SIZE), &mut bytes)
+            .expect("RAM");
         if bytes.iter().any(|byte| *byte != 0) {
             pages.push((page, bytes));
         }
     }
-    Capture { state, nested, pages }
+    Capture {
+        state,
+        nested,
+        pages,
+    }
 }
 
 /// A fresh machine in the captured state: memory first, then the parts in `RESTORE_ORDER`.
 pub(crate) fn restore(capture: &Capture, memory_size: u64) -> SoftVm {
-    let mut vm = SoftVm::new(&VmConfig { memory_size, ..VmConfig::default() }).expect("a machine");
+    let mut vm = SoftVm::new(&VmConfig {
+        memory_size,
+        ..VmConfig::default()
+    })
+    .expect("a machine");
     for (page, bytes) in &capture.pages {
-        vm.write_memory(L1Phys(page * PAGE_SIZE), bytes).expect("RAM");
+        vm.write_memory(L1Phys(page * PAGE_SIZE), bytes)
+            .expect("RAM");
     }
     vm.set_state(&capture.state).expect("the state is taken");
-    vm.set_nested_state(&capture.nested).expect("the nested state is taken");
+    vm.set_nested_state(&capture.nested)
+        .expect("the nested state is taken");
     vm
 }
 
@@ -150,32 +177,67 @@ pub(crate) fn difference(a: &Capture, b: &Capture) -> Option<String> {
             out += &format!("{name}: {}\n", text());
         }
     };
-    part("regs", x.regs == y.regs, &|| format!("{:x?}\n      {:x?}", x.regs, y.regs));
-    part("sregs", x.sregs == y.sregs, &|| format!("{:x?}\n       {:x?}", x.sregs, y.sregs));
-    part("events", x.events == y.events, &|| format!("{:?}\n        {:?}", x.events, y.events));
-    part("debug", x.debug == y.debug, &|| format!("{:x?} {:x?}", x.debug, y.debug));
-    part("mp_state", x.mp_state == y.mp_state, &|| format!("{:?} {:?}", x.mp_state, y.mp_state));
+    part("regs", x.regs == y.regs, &|| {
+        format!("{:x?}\n      {:x?}", x.regs, y.regs)
+    });
+    part("sregs", x.sregs == y.sregs, &|| {
+        format!("{:x?}\n       {:x?}", x.sregs, y.sregs)
+    });
+    part("events", x.events == y.events, &|| {
+        format!("{:?}\n        {:?}", x.events, y.events)
+    });
+    part("debug", x.debug == y.debug, &|| {
+        format!("{:x?} {:x?}", x.debug, y.debug)
+    });
+    part("mp_state", x.mp_state == y.mp_state, &|| {
+        format!("{:?} {:?}", x.mp_state, y.mp_state)
+    });
     part("xcr0", x.xcr0 == y.xcr0, &String::new);
     part("xsave", x.xsave == y.xsave, &String::new);
     part("cpuid", x.cpuid == y.cpuid, &String::new);
     part("tsc_khz", x.tsc_khz == y.tsc_khz, &String::new);
     part("lapic", x.lapic == y.lapic, &|| {
         let pair = x.lapic.iter().flatten().zip(y.lapic.iter().flatten());
-        let all: Vec<_> = pair.enumerate().filter(|(_, (a, b))| a != b).map(|(i, (a, b))| (i, *a, *b)).collect();
+        let all: Vec<_> = pair
+            .enumerate()
+            .filter(|(_, (a, b))| a != b)
+            .map(|(i, (a, b))| (i, *a, *b))
+            .collect();
         format!("{all:x?}")
     });
     part("msrs", x.msrs == y.msrs, &|| {
         let other = y.msrs.clone().unwrap_or_default();
-        let all: Vec<_> = x.msrs.iter().flatten().filter(|(n, v)| other.get(n) != Some(v)).collect();
-        format!("{:x?} differ", all.iter().map(|(n, v)| (**n, **v, other.get(n))).collect::<Vec<_>>())
+        let all: Vec<_> = x
+            .msrs
+            .iter()
+            .flatten()
+            .filter(|(n, v)| other.get(n) != Some(v))
+            .collect();
+        format!(
+            "{:x?} differ",
+            all.iter()
+                .map(|(n, v)| (**n, **v, other.get(n)))
+                .collect::<Vec<_>>()
+        )
     });
     part("nested", a.nested == b.nested, &|| {
         let (a, b) = (a.nested.to_bytes(), b.nested.to_bytes());
-        let offsets: Vec<_> = a.iter().zip(&b).enumerate().filter(|(_, (a, b))| a != b).map(|(i, _)| i).collect();
+        let offsets: Vec<_> = a
+            .iter()
+            .zip(&b)
+            .enumerate()
+            .filter(|(_, (a, b))| a != b)
+            .map(|(i, _)| i)
+            .collect();
         format!("{} and {} bytes, differ at {offsets:?}", a.len(), b.len())
     });
     part("memory", a.pages == b.pages, &|| {
-        let pages: Vec<_> = a.pages.iter().filter(|page| !b.pages.contains(page)).map(|(n, _)| n).collect();
+        let pages: Vec<_> = a
+            .pages
+            .iter()
+            .filter(|page| !b.pages.contains(page))
+            .map(|(n, _)| n)
+            .collect();
         format!("pages {pages:x?}")
     });
     (!out.is_empty()).then_some(out)

@@ -44,7 +44,9 @@ const SECONDARY: &[(Secondary, &str)] = &[
 /// Every control that [`unsupported`] names: a model that offers none of them never meets one.
 #[must_use]
 pub fn unsupported_controls() -> (PinBased, Secondary) {
-    let all = SECONDARY.iter().fold(Secondary::empty(), |all, &(control, _)| all | control);
+    let all = SECONDARY
+        .iter()
+        .fold(Secondary::empty(), |all, &(control, _)| all | control);
     (PinBased::PROCESS_POSTED_INTERRUPTS, all)
 }
 
