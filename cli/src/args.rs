@@ -3,6 +3,7 @@
 use crate::backend::Spec;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
+use std::fmt;
 use std::str::FromStr;
 
 /// A software model of Intel VMX beside real KVM: run, snapshot, diff, replay and compare guests
@@ -139,6 +140,21 @@ pub(crate) enum At {
     RunPending,
     /// At the guest's end.
     End,
+}
+
+impl fmt::Display for At {
+    /// As [`At::from_str`] takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Checkpoint(n) => write!(f, "checkpoint:{n}"),
+            Self::CheckpointId(id) => write!(f, "checkpoint-id:{id:#x}"),
+            Self::Event(n) => write!(f, "event:{n}"),
+            Self::Instructions(n) => write!(f, "instructions:{n}"),
+            Self::Time(seconds) => write!(f, "time:{seconds}"),
+            Self::RunPending => f.write_str("run-pending"),
+            Self::End => f.write_str("end"),
+        }
+    }
 }
 
 /// A number, decimal or with 0x.

@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) if output::is_closed_pipe(&error) => ExitCode::from(SAME),
         Err(error) => {
-            output::complain(&format!("{error:#}"));
+            output::complain(&output::chain(&error));
             ExitCode::from(TROUBLE)
         }
     }

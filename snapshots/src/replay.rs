@@ -4,7 +4,7 @@ use crate::capture::{MemoryScope, capture};
 use crate::error::{Error, Result};
 use crate::model::{Meta, Snapshot};
 use nvmx_core::addr::PAGE_SIZE;
-use nvmx_core::vcpu::{Budget, Capability, NestedEvent, Vm};
+use nvmx_core::vcpu::{BackendError, Budget, Capability, NestedEvent, Vm};
 use nvmx_machine::{Driver, Stop};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,8 @@ pub struct Until {
     pub nested_events: Option<u64>,
     /// After so many instructions (needs [`Capability::ExactInstructions`]).
     pub instructions: Option<u64>,
-    /// As soon as a nested entry is pending (found by looking after every instruction).
+    /// As soon as a nested entry is pending: met by the backend's own search, else by looking after
+    /// every instruction.
     pub run_pending: bool,
     /// After so much time: a safety net.
     pub time: Option<Duration>,
@@ -65,7 +66,7 @@ pub fn run(
             break (Stop::Budget, false);
         }
         if until.run_pending {
-            match step_until_pending(vm, driver, left)? {
+            match seek_pending(vm, driver, left)? {
                 Some(done) => break done,
                 None => continue,
             }
@@ -131,11 +132,42 @@ fn check(vm: &dyn Vm, until: &Until) -> Result<()> {
         }
     };
     need(until.nested_events.is_some(), Capability::ExactNestedEvents)?;
-    need(until.instructions.is_some(), Capability::ExactInstructions)?;
-    need(until.run_pending, Capability::SingleStep)
+    need(until.instructions.is_some(), Capability::ExactInstructions)
 }
 
-/// One instruction; the stop if the run ends with it.
+/// Interruptions of one search, which is as long as nobody hears of progress.
+const SEARCH_TRIES: u32 = 500;
+
+/// On to a nested entry that is pending, or to the next exit to user space; the stop if the run ends
+/// with it.
+fn seek_pending(
+    vm: &mut dyn Vm,
+    driver: &mut Driver,
+    left: Option<Duration>,
+) -> Result<Option<(Stop, bool)>> {
+    let failed = |e| Error::backend("looking for a pending nested entry")(e);
+    match vm.vcpu(0).run_until_run_pending(SEARCH_TRIES) {
+        Ok(true) => {
+            driver.collect(vm).map_err(failed)?;
+            return Ok(Some((Stop::Budget, true)));
+        }
+        Ok(false) => {}
+        Err(BackendError::Unsupported(_)) => return step_until_pending(vm, driver, left),
+        Err(error) => return Err(failed(error)),
+    }
+    // What stopped the search is an exit that waits here, or nothing: then one moment more.
+    let exit = vm.vcpu(0).run(Budget::time(Duration::from_micros(1)));
+    driver.collect(vm).map_err(failed)?;
+    let stop = driver
+        .handle(vm, exit.map_err(failed)?)
+        .map_err(failed)?;
+    Ok(match stop {
+        None | Some(Stop::Checkpoint(_) | Stop::Budget) => None,
+        Some(stop) => Some((stop, false)),
+    })
+}
+
+/// One instruction after the other; the stop if the run ends with it.
 fn step_until_pending(
     vm: &mut dyn Vm,
     driver: &mut Driver,

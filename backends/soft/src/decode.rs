@@ -173,7 +173,8 @@ pub(crate) fn check(
         }
         let code = ar.contains(AccessRights::CODE);
         let flag = ar.contains(AccessRights::WRITABLE_READABLE);
-        if (write && (code || !flag)) || (!write && code && !flag) {
+        let allowed = if write { !code && flag } else { !code || flag };
+        if !allowed {
             return Err(fault);
         }
     }

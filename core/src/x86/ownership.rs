@@ -83,6 +83,11 @@ pub const RESTORE_ORDER: &[PartRule] = &[
         why_here: "before Nested: with L2 loaded KVM checks CR4 against VMX operation, and nested state needs CR4.VMXE",
     },
     PartRule {
+        part: Part::Lapic,
+        fixed_owner: Some(Owner::L1),
+        why_here: "after Sregs, whose APIC base sets its mode; before Msrs: KVM drops a TSC deadline unless the timer is in deadline mode",
+    },
+    PartRule {
         part: Part::Msrs,
         fixed_owner: None,
         why_here: "before Nested: VMX capability MSRs answer EBUSY once VMXON is set, the deadline needs the TSC, and entry reloads EFER, PAT and DEBUGCTL",
@@ -96,11 +101,6 @@ pub const RESTORE_ORDER: &[PartRule] = &[
         part: Part::Xsave,
         fixed_owner: Some(Owner::Shared),
         why_here: "after Xcr0",
-    },
-    PartRule {
-        part: Part::Lapic,
-        fixed_owner: Some(Owner::L1),
-        why_here: "after Sregs, whose APIC base sets its mode; before the event state is judged",
     },
     PartRule {
         part: Part::Events,
@@ -191,6 +191,13 @@ mod tests {
         parts.sort_unstable();
         parts.dedup();
         assert_eq!(parts.len(), RESTORE_ORDER.len());
+    }
+
+    #[test]
+    fn the_apic_is_in_deadline_mode_before_the_deadline_comes() {
+        let place = |part| RESTORE_ORDER.iter().position(|rule| rule.part == part);
+        assert!(place(Part::Sregs) < place(Part::Lapic));
+        assert!(place(Part::Lapic) < place(Part::Msrs));
     }
 
     #[test]

@@ -262,7 +262,7 @@ impl Processor {
         for (on, flag) in [
             (result == 0, rflags::ZF),
             (result & sign != 0, rflags::SF),
-            ((result as u8).count_ones() % 2 == 0, rflags::PF),
+            ((result as u8).count_ones().is_multiple_of(2), rflags::PF),
         ] {
             if on {
                 flags |= flag;

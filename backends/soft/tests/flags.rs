@@ -1,0 +1,152 @@
+//! A fault leaves RFLAGS as they were (SDM Vol. 3A "Program or Task Restart"): instructions that read
+//! or write flags and touch memory, on a page that is not there and on one that is read-only, first in
+//! their block and in its middle.
+
+mod common;
+
+use common::bare::*;
+use iced_x86::code_asm::*;
+use nvmx_core::addr::L1Phys;
+use nvmx_core::vcpu::{Budget, Exit, Parts, Vcpu, Vm};
+use nvmx_core::x86::control::cr0;
+use nvmx_core::x86::{Gpr, Regs};
+use nvmx_soft::SoftVm;
+
+/// CF, PF, AF, ZF, SF, OF.
+const ARITHMETIC: u64 = 0x8d5;
+/// Mapped by nothing.
+const ABSENT: u64 = 2 << 20;
+/// Mapped read-only.
+const READ_ONLY: u64 = 4 << 20;
+
+type Build = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+
+/// Sets flags in ways that leave the translator with different notes on how to compute them.
+const SETTERS: [(&str, Build); 6] = [
+    ("CMP", |a| a.cmp(ecx, edx)),
+    ("ADD", |a| a.add(ecx, edx)),
+    ("TEST", |a| a.test(ecx, edx)),
+    ("SHL", |a| a.shl(ecx, 3)),
+    ("INC", |a| a.inc(ecx)),
+    ("SAHF", |a| a.sahf()),
+];
+
+const USERS: [(&str, Build); 34] = [
+    ("SETO", |a| a.seto(byte_ptr(rbx))),
+    ("SETB", |a| a.setb(byte_ptr(rbx))),
+    ("SETE", |a| a.sete(byte_ptr(rbx))),
+    ("SETBE", |a| a.setbe(byte_ptr(rbx))),
+    ("SETS", |a| a.sets(byte_ptr(rbx))),
+    ("SETP", |a| a.setp(byte_ptr(rbx))),
+    ("SETL", |a| a.setl(byte_ptr(rbx))),
+    ("SETG", |a| a.setg(byte_ptr(rbx))),
+    ("RCL", |a| a.rcl(dword_ptr(rbx), 1)),
+    ("RCR", |a| a.rcr(word_ptr(rbx), 3)),
+    ("ROL", |a| a.rol(dword_ptr(rbx), 5)),
+    ("SHL", |a| a.shl(qword_ptr(rbx), cl)),
+    ("SAR", |a| a.sar(byte_ptr(rbx), 2)),
+    ("SHLD", |a| a.shld(dword_ptr(rbx), eax, 7)),
+    ("SHRD", |a| a.shrd(dword_ptr(rbx), eax, cl)),
+    ("ADC", |a| a.adc(dword_ptr(rbx), eax)),
+    ("LOCK ADC", |a| a.lock().adc(dword_ptr(rbx), eax)),
+    ("SBB", |a| a.sbb(qword_ptr(rbx), rax)),
+    ("ADD", |a| a.add(dword_ptr(rbx), eax)),
+    ("LOCK ADD", |a| a.lock().add(dword_ptr(rbx), eax)),
+    ("INC", |a| a.inc(dword_ptr(rbx))),
+    ("LOCK DEC", |a| a.lock().dec(dword_ptr(rbx))),
+    ("NEG", |a| a.neg(dword_ptr(rbx))),
+    ("NOT", |a| a.not(dword_ptr(rbx))),
+    ("XADD", |a| a.xadd(dword_ptr(rbx), eax)),
+    ("LOCK XADD", |a| a.lock().xadd(dword_ptr(rbx), eax)),
+    ("CMPXCHG", |a| a.cmpxchg(dword_ptr(rbx), ecx)),
+    ("LOCK CMPXCHG", |a| a.lock().cmpxchg(dword_ptr(rbx), ecx)),
+    ("CMPXCHG8B", |a| a.cmpxchg8b(qword_ptr(rbx))),
+    ("BTS", |a| a.bts(dword_ptr(rbx), eax)),
+    ("XCHG", |a| a.xchg(dword_ptr(rbx), eax)),
+    ("STOSD", |a| a.stosd()),
+    ("MOVSB", |a| a.movsb()),
+    ("POP", |a| a.pop(qword_ptr(rbx))),
+];
+
+/// `setter; [jmp;] user`, and where the user stands.
+fn program(setter: Build, user: Build, alone: bool) -> Result<(Vec<u8>, u64, u64), IcedError> {
+    let mut a = CodeAssembler::new(64)?;
+    setter(&mut a)?;
+    let after_setter = CODE + a.assemble(CODE)?.len() as u64;
+    if alone {
+        let mut next = a.create_label();
+        a.jmp(next)?;
+        a.set_label(&mut next)?;
+    }
+    user(&mut a)?;
+    let code = a.assemble(CODE)?;
+    let mut last = CodeAssembler::new(64)?;
+    user(&mut last)?;
+    let at = CODE + (code.len() - last.assemble(CODE)?.len()) as u64;
+    Ok((code, after_setter, at))
+}
+
+fn prepare(vm: &mut SoftVm, code: &[u8], pointer: u64) {
+    put(vm, CODE, code);
+    let mut start = state(Mode::Long0, &mut Random(3));
+    let mut regs = Regs { rip: CODE, rflags: 2, ..Regs::default() };
+    for (gpr, value) in [
+        (Gpr::Rsp, STACK),
+        (Gpr::Rbx, pointer),
+        (Gpr::Rdi, pointer),
+        (Gpr::Rsi, STACK),
+        (Gpr::Rcx, 0x8000_0003),
+        (Gpr::Rdx, 0x7fff_ff90),
+        (Gpr::Rax, 0xc511),
+    ] {
+        regs.set(gpr, value);
+    }
+    start.regs = Some(regs);
+    if let Some(sregs) = &mut start.sregs {
+        sregs.cr0 |= cr0::WP;
+    }
+    vm.set_state(&start).expect("taken");
+}
+
+fn regs(vm: &mut SoftVm) -> Regs {
+    vm.state(Parts::Registers).expect("state").regs.expect("regs")
+}
+
+fn word(vm: &mut SoftVm, address: u64) -> u64 {
+    let mut bytes = [0; 8];
+    vm.read_memory(L1Phys(address), &mut bytes).expect("RAM");
+    u64::from_le_bytes(bytes)
+}
+
+#[test]
+fn a_fault_leaves_the_flags_alone() {
+    let mut vm = machine();
+    furnish(&mut vm, true);
+    put(&mut vm, PAGING + 0x2010, &0x81_u64.to_le_bytes());
+    let mut wrong = Vec::new();
+    for (setter_name, setter) in SETTERS {
+        for (user_name, user) in USERS {
+            for alone in [false, true] {
+                for (place, pointer) in [("absent", ABSENT), ("read-only", READ_ONLY)] {
+                    let name = format!("{setter_name}, {user_name}, alone {alone}, {place}");
+                    let (code, after_setter, at) = program(setter, user, alone).expect("assembles");
+                    prepare(&mut vm, &code, pointer);
+                    let exit = vm.run(Budget::instructions(1)).expect("runs");
+                    assert_eq!((exit, regs(&mut vm).rip), (Exit::Budget, after_setter), "{name}");
+                    let expected = regs(&mut vm).rflags & ARITHMETIC;
+                    prepare(&mut vm, &code, pointer);
+                    let exit = vm.run(Budget::instructions(4)).expect("runs");
+                    assert_eq!(exit, Exit::Budget, "{name}");
+                    // The frame: error code, RIP, CS, RFLAGS; the handler's INC moved the error code.
+                    let frame = (STACK & !15) - 48;
+                    let (rip, flags) = (word(&mut vm, frame + 8), word(&mut vm, frame + 24));
+                    assert_eq!(rip, at, "{name}");
+                    if flags & ARITHMETIC != expected {
+                        wrong.push(format!("{name}: {:#x} instead of {expected:#x}", flags & ARITHMETIC));
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
