@@ -2,8 +2,8 @@
 
 use crate::backend::Spec;
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// A software model of Intel VMX beside real KVM: run, snapshot, diff, replay and compare guests

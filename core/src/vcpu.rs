@@ -398,6 +398,12 @@ pub trait Vcpu {
     /// Appends the nested events since the last call to `events`.
     fn drain_nested_events(&mut self, events: &mut Vec<NestedEvent>) -> Result<()>;
 
+    /// Instructions executed since the machine was made; `None` where the backend does not count them
+    /// (see [`Capability::ExactInstructions`]).
+    fn executed_instructions(&mut self) -> Option<u64> {
+        None
+    }
+
     /// Nested events that were lost since the last call (a trace buffer that overflowed).
     fn lost_nested_events(&mut self) -> u64 {
         0

@@ -128,22 +128,28 @@ impl<W: Write> Driver<W> {
 
     /// Runs vCPU 0 until something that is not a port access stops it.
     ///
-    /// The limits of `budget` count over the whole call. A limit on instructions cannot be carried
-    /// over an exit, since a backend does not say how many it ran: with one set, the run also stops
-    /// with [`Stop::Budget`] after the first port access, and the caller counts.
+    /// The limits of `budget` count over the whole call. A backend that takes a limit on instructions
+    /// but does not say how many it ran cannot carry it over an exit: there the run also stops with
+    /// [`Stop::Budget`] after the first port access, and the caller counts.
     pub fn run(&mut self, vm: &mut dyn Vm, budget: Budget) -> Result<Stop> {
         let start = Instant::now();
         let first_event = self.events.len() as u64;
+        let first_instruction = vm.vcpu(0).executed_instructions();
         loop {
             let seen = self.events.len() as u64 - first_event;
             let left = Budget {
-                instructions: budget.instructions,
+                instructions: budget
+                    .instructions
+                    .map(|limit| limit.saturating_sub(executed_since(vm, first_instruction))),
                 nested_events: budget.nested_events.map(|limit| limit.saturating_sub(seen)),
                 time: budget
                     .time
                     .map(|limit| limit.saturating_sub(start.elapsed())),
             };
-            if left.nested_events == Some(0) || left.time.is_some_and(|time| time.is_zero()) {
+            if left.instructions == Some(0)
+                || left.nested_events == Some(0)
+                || left.time.is_some_and(|time| time.is_zero())
+            {
                 return Ok(Stop::Budget);
             }
             let exit = vm.vcpu(0).run(left);
@@ -151,7 +157,7 @@ impl<W: Write> Driver<W> {
             if let Some(stop) = self.handle(vm, exit?)? {
                 return Ok(stop);
             }
-            if budget.instructions.is_some() {
+            if budget.instructions.is_some() && first_instruction.is_none() {
                 return Ok(Stop::Budget);
             }
         }
@@ -257,6 +263,13 @@ fn serial_register(port: u16, index: usize) -> Option<u8> {
     at.checked_sub(usize::from(ports::SERIAL))
         .and_then(|register| u8::try_from(register).ok())
         .filter(|register| *register < 8)
+}
+
+/// Instructions that the vCPU has executed since its count was `first`; zero if it does not count.
+fn executed_since(vm: &mut dyn Vm, first: Option<u64>) -> u64 {
+    let now = vm.vcpu(0).executed_instructions();
+    now.zip(first)
+        .map_or(0, |(now, first)| now.saturating_sub(first))
 }
 
 #[cfg(test)]

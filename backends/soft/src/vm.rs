@@ -345,6 +345,10 @@ impl Vcpu for SoftVm {
         Ok(())
     }
 
+    fn executed_instructions(&mut self) -> Option<u64> {
+        Some(self.engine.env().executed())
+    }
+
     fn drain_nested_events(&mut self, events: &mut Vec<NestedEvent>) -> Result<()> {
         events.append(&mut self.processor.events);
         Ok(())

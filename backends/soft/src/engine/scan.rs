@@ -5,7 +5,9 @@
 //! with RIP exact at no cost to other code. The list is what unicorn 2.1.5 gets wrong: IN and OUT
 //! without permission checks, INS writing memory before it is checked, SYSCALL and SYSENTER as
 //! no-operation, RDRAND from the host's randomness, LOCK BTS with a register operand as an abort of
-//! the process, VEX.128 as legacy SSE, and illegal LOCK forms as legal ones (SDM Vol. 2A "LOCK").
+//! the process, VEX.128 as legacy SSE, illegal LOCK forms as legal ones (SDM Vol. 2A "LOCK"), and
+//! SETcc, RCL and RCR of memory computing RFLAGS in place before the access, so that a fault leaves
+//! wrong flags behind and the repeated instruction a wrong result.
 
 /// An instruction that the layer above must emulate or refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,6 +30,8 @@ pub enum Special {
     Xsetbv,
     /// UMONITOR, UMWAIT or TPAUSE.
     UserWait,
+    /// SETcc, RCL or RCR of memory.
+    FlagsFirst,
     /// Undefined on this processor: an illegal LOCK prefix, VEX without AVX, VMREAD and VMWRITE with
     /// an operand-size or repeat prefix.
     Undefined,
@@ -82,6 +86,11 @@ pub(super) fn classify(bytes: &[u8], size: CodeSize) -> Option<Special> {
         0xf1 => Special::Int1,
         0xc4 | 0xc5 => return vex(opcode, &mut rest, size),
         _ if lock => return illegal_lock(one_byte_lock(opcode, rest.next()?, size)),
+        0xc0 | 0xc1 | 0xd0..=0xd3 => {
+            let modrm = rest.next()?;
+            let rotates_carry = matches!(modrm >> 3 & 7, 2 | 3);
+            return (modrm < 0xc0 && rotates_carry).then_some(Special::FlagsFirst);
+        }
         _ => return None,
     };
     Some(if lock { Special::Undefined } else { special })
@@ -111,6 +120,7 @@ fn two_byte(rest: &mut impl Iterator<Item = u8>, lock: bool, prefixed: bool) -> 
             _ => return None,
         },
         _ if lock => return illegal_lock(two_byte_lock(opcode, rest.next()?)),
+        0x90..=0x9f if rest.next()? < 0xc0 => Special::FlagsFirst,
         _ => return None,
     };
     Some(if lock { Special::Undefined } else { special })
@@ -178,6 +188,13 @@ mod tests {
             (&[0x0f, 0x05], Bits64, Some(Special::Syscall)),
             (&[0x0f, 0x34], Bits32, Some(Special::Sysenter)),
             (&[0xf1], Bits16, Some(Special::Int1)),
+            (&[0x0f, 0x9f, 0x03], Bits64, Some(Special::FlagsFirst)),
+            (&[0x0f, 0x9f, 0xc3], Bits64, None),
+            (&[0x48, 0xd1, 0x13], Bits64, Some(Special::FlagsFirst)),
+            (&[0xc0, 0x1b, 0x05], Bits32, Some(Special::FlagsFirst)),
+            (&[0xd3, 0xd3], Bits32, None),
+            (&[0xd3, 0x23], Bits32, None),
+            (&[0xf0, 0x0f, 0x9f, 0x03], Bits64, Some(Special::Undefined)),
             (&[0x48, 0x0f, 0xc7, 0xf0], Bits64, Some(Special::Rdrand)),
             (&[0x0f, 0xc7, 0xf9], Bits64, Some(Special::Rdseed)),
             (&[0xf3, 0x0f, 0xc7, 0xf9], Bits64, None),

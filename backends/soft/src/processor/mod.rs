@@ -9,6 +9,7 @@
 mod boundary;
 mod control;
 mod events;
+mod flags;
 mod io;
 mod mmio;
 mod mmu;
@@ -251,6 +252,7 @@ impl Processor {
                 self.extended_control(instruction)
             }
             Intercept::Special(Special::UserWait) => self.user_wait(instruction),
+            Intercept::Special(Special::FlagsFirst) => self.flags_first(instruction),
             Intercept::Exception(Exception::UD) => self.undefined(instruction),
             Intercept::Pushf | Intercept::Popf => Err(unsupported(
                 "PUSHF and POPF intercept, which nothing asks for",
