@@ -54,6 +54,7 @@ pub fn run(
 ) -> Result<Replay> {
     check(vm, until)?;
     let start = Instant::now();
+    let first_instruction = vm.vcpu(0).executed_instructions().unwrap_or(0);
     let failed = |e| Error::backend("running the guest")(e);
     let mut checkpoints = Vec::new();
     let (stop, reached) = loop {
@@ -71,8 +72,11 @@ pub fn run(
                 None => continue,
             }
         }
+        let executed = vm.vcpu(0).executed_instructions().unwrap_or(0);
         let budget = Budget {
-            instructions: until.instructions,
+            instructions: until
+                .instructions
+                .map(|limit| limit.saturating_sub(executed - first_instruction)),
             nested_events: until
                 .nested_events
                 .map(|limit| limit.saturating_sub(events)),

@@ -89,7 +89,11 @@ fn program(setter: Build, user: Build, alone: bool) -> Result<(Vec<u8>, u64, u64
 fn prepare(vm: &mut SoftVm, code: &[u8], pointer: u64) {
     put(vm, CODE, code);
     let mut start = state(Mode::Long0, &mut Random(3));
-    let mut regs = Regs { rip: CODE, rflags: 2, ..Regs::default() };
+    let mut regs = Regs {
+        rip: CODE,
+        rflags: 2,
+        ..Regs::default()
+    };
     for (gpr, value) in [
         (Gpr::Rsp, STACK),
         (Gpr::Rbx, pointer),
@@ -109,7 +113,10 @@ fn prepare(vm: &mut SoftVm, code: &[u8], pointer: u64) {
 }
 
 fn regs(vm: &mut SoftVm) -> Regs {
-    vm.state(Parts::Registers).expect("state").regs.expect("regs")
+    vm.state(Parts::Registers)
+        .expect("state")
+        .regs
+        .expect("regs")
 }
 
 fn word(vm: &mut SoftVm, address: u64) -> u64 {
@@ -132,7 +139,11 @@ fn a_fault_leaves_the_flags_alone() {
                     let (code, after_setter, at) = program(setter, user, alone).expect("assembles");
                     prepare(&mut vm, &code, pointer);
                     let exit = vm.run(Budget::instructions(1)).expect("runs");
-                    assert_eq!((exit, regs(&mut vm).rip), (Exit::Budget, after_setter), "{name}");
+                    assert_eq!(
+                        (exit, regs(&mut vm).rip),
+                        (Exit::Budget, after_setter),
+                        "{name}"
+                    );
                     let expected = regs(&mut vm).rflags & ARITHMETIC;
                     prepare(&mut vm, &code, pointer);
                     let exit = vm.run(Budget::instructions(4)).expect("runs");
@@ -142,13 +153,21 @@ fn a_fault_leaves_the_flags_alone() {
                     let (rip, flags) = (word(&mut vm, frame + 8), word(&mut vm, frame + 24));
                     assert_eq!(rip, at, "{name}");
                     if flags & ARITHMETIC != expected {
-                        wrong.push(format!("{name}: {:#x} instead of {expected:#x}", flags & ARITHMETIC));
+                        wrong.push(format!(
+                            "{name}: {:#x} instead of {expected:#x}",
+                            flags & ARITHMETIC
+                        ));
                     }
                 }
             }
         }
     }
-    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 /// What the model interprets for the sake of the flags gives what the same instruction on a register
@@ -178,7 +197,8 @@ fn interpreted_forms_agree_with_native_ones() {
     let mut random = Random(11);
     for (name, memory, register) in pairs {
         for _ in 0..cases(60) {
-            let (value, count, flags) = (random.next(), random.next(), 2 | random.next() & ARITHMETIC);
+            let (value, count, flags) =
+                (random.next(), random.next(), 2 | random.next() & ARITHMETIC);
             let mut run = |build: Build| {
                 let mut a = CodeAssembler::new(64).expect("64 bits");
                 build(&mut a).expect("assembles");

@@ -64,7 +64,7 @@ impl Processor {
         }
     }
 
-    fn cannot(&self, instruction: &Instruction) -> Trap {
+    pub(super) fn cannot(&self, instruction: &Instruction) -> Trap {
         unsupported(format!(
             "{:?} on memory-mapped I/O at RIP {:#x}, SDM Vol. 3A \"Memory-Mapped I/O\"",
             instruction.code(),
@@ -145,7 +145,7 @@ impl Processor {
         }
     }
 
-    fn device_write(
+    pub(super) fn device_write(
         &mut self,
         instruction: &Instruction,
         operand: u32,

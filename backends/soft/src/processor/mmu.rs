@@ -109,6 +109,17 @@ impl Processor {
         self.write_with(linear, bytes, access)
     }
 
+    /// Whether an operand of the current privilege level may be written, all of it.
+    pub(super) fn check_write(&mut self, linear: u64, length: u64) -> Result<(), WalkFault> {
+        let access = Access::explicit(AccessKind::Write, self.cpu.cpl());
+        let last = linear.wrapping_add(length.max(1) - 1);
+        self.translate(self.wrap(linear), access)?;
+        if last / PAGE_SIZE != linear / PAGE_SIZE {
+            self.translate(self.wrap(last), access)?;
+        }
+        Ok(())
+    }
+
     /// Reads a descriptor table or the TSS: an implicit supervisor access.
     pub(super) fn read_system(&mut self, linear: u64, buffer: &mut [u8]) -> Result<(), WalkFault> {
         self.read_with(linear, buffer, Access::implicit(AccessKind::Read))
