@@ -100,7 +100,7 @@ Examples:
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) guest: Guest,
-    /// soft, kvm, remote:HOST:PORT, lab, lab:6.1 or lab:6.12
+    /// soft, kvm, remote:HOST:PORT, exec:COMMAND, lab, lab:6.1 or lab:6.12
     #[arg(long, value_name = "BACKEND", default_value = "soft")]
     pub(crate) backend: Spec,
     /// Give up after so many seconds
@@ -205,7 +205,7 @@ Examples:
 pub(crate) struct Snapshot {
     #[command(flatten)]
     pub(crate) guest: Guest,
-    /// soft, kvm, remote:HOST:PORT, lab, lab:6.1 or lab:6.12
+    /// soft, kvm, remote:HOST:PORT, exec:COMMAND, lab, lab:6.1 or lab:6.12
     #[arg(long, value_name = "BACKEND", default_value = "soft")]
     pub(crate) backend: Spec,
     /// checkpoint:N, checkpoint-id:N, event:N, instructions:N, time:SECONDS, run-pending or end
@@ -266,7 +266,7 @@ Examples:
 pub(crate) struct Replay {
     /// Snapshot with memory
     pub(crate) file: PathBuf,
-    /// soft, kvm, remote:HOST:PORT, lab, lab:6.1 or lab:6.12
+    /// soft, kvm, remote:HOST:PORT, exec:COMMAND, lab, lab:6.1 or lab:6.12
     #[arg(long, value_name = "BACKEND", default_value = "soft")]
     pub(crate) backend: Spec,
     /// Stop after so many nested events

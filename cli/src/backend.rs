@@ -1,4 +1,4 @@
-//! Backends by name: `soft`, `kvm`, `remote:ADDRESS`, `lab[:KERNEL]`.
+//! Backends by name: `soft`, `kvm`, `remote:ADDRESS`, `exec:COMMAND`, `lab[:KERNEL]`.
 
 use crate::{lab, output};
 use anyhow::{Context, bail};
@@ -7,6 +7,7 @@ use nvmx_kvm::KvmVm;
 use nvmx_lab::{Kernel, Lab};
 use nvmx_remote::{RemoteVm, transport};
 use std::fmt;
+use std::process::Command;
 use std::str::FromStr;
 
 /// A backend as written on the command line.
@@ -18,6 +19,8 @@ pub(crate) enum Spec {
     Kvm,
     /// An agent at a TCP address.
     Remote(String),
+    /// An agent that a command starts, spoken to over its standard input and output.
+    Exec(String),
     /// Real KVM inside an emulated machine; the default kernel if none is named.
     Lab(Option<Kernel>),
 }
@@ -38,7 +41,11 @@ impl FromStr for Spec {
                 Some(_) => Ok(Self::Remote(address.into())),
                 None => Err(format!("{address:?} is no address; write remote:HOST:PORT")),
             },
-            _ => Err("known are soft, kvm, remote:HOST:PORT, lab, lab:6.1 and lab:6.12".into()),
+            Some(("exec", command)) if !command.trim().is_empty() => Ok(Self::Exec(command.into())),
+            _ => Err(
+                "known are soft, kvm, remote:HOST:PORT, exec:COMMAND, lab, lab:6.1 and lab:6.12"
+                    .into(),
+            ),
         }
     }
 }
@@ -49,6 +56,7 @@ impl fmt::Display for Spec {
             Self::Soft => f.write_str("soft"),
             Self::Kvm => f.write_str("kvm"),
             Self::Remote(address) => write!(f, "remote:{address}"),
+            Self::Exec(command) => write!(f, "exec:{command}"),
             Self::Lab(None) => f.write_str("lab"),
             Self::Lab(Some(kernel)) => write!(f, "lab:{kernel}"),
         }
@@ -88,10 +96,26 @@ fn open_inner(spec: &Spec, config: &VmConfig) -> anyhow::Result<Machine> {
             Ok(machine)
         }
         Spec::Remote(address) => Ok(Machine::new(connect(address, config)?)),
+        Spec::Exec(line) => {
+            // Words as they stand: a command that needs a shell names one.
+            let mut words = line.split_whitespace();
+            let mut command = Command::new(words.next().unwrap_or_default());
+            command.args(words);
+            let stream = transport::ChildStream::spawn(&mut command, transport::SILENCE)?;
+            Ok(Machine::new(RemoteVm::connect(
+                stream,
+                line.clone(),
+                config,
+            )?))
+        }
         Spec::Lab(kernel) => {
             // `nvmx lab run` and `nvmx lab up` leave a lab open for others.
             if let Some(address) = lab::running(*kernel) {
-                return Ok(Machine::new(connect(&address, config)?));
+                let stream = transport::connect_tcp(&address, transport::SILENCE)?;
+                let vm = RemoteVm::connect(stream, "the lab".into(), config)?;
+                let mut machine = Machine::new(vm);
+                machine.kernel = lab::running_version();
+                return Ok(machine);
             }
             let bar = output::spinner("starting the lab");
             let mut lab = lab::start(*kernel, &bar)?;
@@ -143,7 +167,15 @@ mod tests {
 
     #[test]
     fn names_read_back_as_they_are_written() {
-        for text in ["soft", "kvm", "lab", "lab:6.1", "lab:6.12", "remote:host:1"] {
+        for text in [
+            "soft",
+            "kvm",
+            "lab",
+            "lab:6.1",
+            "lab:6.12",
+            "remote:host:1",
+            "exec:ssh h nvmx agent --stdio",
+        ] {
             assert_eq!(text.parse::<Spec>().unwrap().to_string(), text);
         }
         for text in [
@@ -152,6 +184,7 @@ mod tests {
             "lab:5.0",
             "remote:",
             "remote:host",
+            "exec:",
             "soft:1",
             "remote:h:99999",
         ] {

@@ -11,6 +11,8 @@ use std::process::Command;
 pub(crate) const LAB_VARIABLE: &str = "NVMX_LAB";
 /// Kernel of that lab.
 pub(crate) const LAB_KERNEL_VARIABLE: &str = "NVMX_LAB_KERNEL";
+/// Package and version of that kernel.
+pub(crate) const LAB_VERSION_VARIABLE: &str = "NVMX_LAB_VERSION";
 /// A ready-made agent.
 const AGENT_VARIABLE: &str = "NVMX_AGENT";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -26,6 +28,11 @@ pub(crate) fn running(kernel: Option<Kernel>) -> Option<String> {
         _ => true,
     };
     fits.then_some(address)
+}
+
+/// Package and version of the kernel in an open lab.
+pub(crate) fn running_version() -> Option<String> {
+    std::env::var(LAB_VERSION_VARIABLE).ok()
 }
 
 /// Boots a lab with our agent in it.

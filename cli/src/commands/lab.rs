@@ -1,7 +1,7 @@
 //! `nvmx lab`
 
 use crate::args::{LabArguments, LabCommand, LabFetch, LabRun, LabUp};
-use crate::lab::{LAB_KERNEL_VARIABLE, LAB_VARIABLE};
+use crate::lab::{LAB_KERNEL_VARIABLE, LAB_VARIABLE, LAB_VERSION_VARIABLE};
 use crate::{SAME, TROUBLE, lab, output};
 use anyhow::Context;
 use nvmx_lab::{Kernel, Lab, LabStream};
@@ -65,6 +65,7 @@ fn with_command(options: &LabRun) -> anyhow::Result<u8> {
         .args(arguments)
         .env(LAB_VARIABLE, &address)
         .env(LAB_KERNEL_VARIABLE, options.kernel.name())
+        .env(LAB_VERSION_VARIABLE, lab.kernel_version())
         .status()
         .with_context(|| format!("{}: cannot be started", program.to_string_lossy()))?;
     let failure = lab.failure();

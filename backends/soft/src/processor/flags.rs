@@ -1,0 +1,112 @@
+//! SETcc, RCL and RCR of memory (SDM Vol. 2 "SETcc", "RCL/RCR/ROL/ROR"). The translator computes RFLAGS
+//! in place before it touches the operand: after a fault they would be wrong, and so would be the
+//! result once the instruction is repeated.
+
+use super::io::mask;
+use super::mmu::Place;
+use super::{Done, Outcome, Processor, Trap, vmx};
+use crate::decode;
+use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
+use nvmx_core::paging::{Access, AccessKind, WalkFault};
+use nvmx_core::vmx::ept::EptFault;
+use nvmx_core::x86::Gpr;
+use nvmx_core::x86::control::rflags;
+
+impl Processor {
+    /// SETcc, RCL or RCR with a destination in memory.
+    pub(super) fn flags_first(&mut self, instruction: &Instruction) -> Outcome {
+        match instruction.mnemonic() {
+            Mnemonic::Rcl | Mnemonic::Rcr => self.rotate_through_carry(instruction),
+            _ => {
+                let value = holds(instruction.condition_code(), self.cpu.regs.rflags);
+                self.device_write(instruction, 0, 1, u64::from(value))
+            }
+        }
+    }
+
+    fn rotate_through_carry(&mut self, instruction: &Instruction) -> Outcome {
+        let size = instruction.memory_size().size() as u8;
+        let length = u64::from(size);
+        let address = decode::resolve(&self.cpu, instruction, 0, length, true)?.linear;
+        self.check_write(address, length).map_err(read_and_write)?;
+        let access = Access::explicit(AccessKind::Write, self.cpu.cpl());
+        for at in [address, address.wrapping_add(length - 1)] {
+            if let Place::Device(_) = self.place(at, access)? {
+                return Err(self.cannot(instruction));
+            }
+        }
+        let mut bytes = [0; 8];
+        self.read_linear(address, &mut bytes[..usize::from(size)])?;
+        let old = u64::from_le_bytes(bytes);
+
+        let count = match instruction.op1_kind() {
+            OpKind::Register => self.cpu.regs.get(Gpr::Rcx) as u8,
+            _ => instruction.immediate8(),
+        };
+        let left = instruction.mnemonic() == Mnemonic::Rcl;
+        let (new, flags) = rotate(old, size, count, left, self.cpu.regs.rflags);
+        self.write_linear(address, &new.to_le_bytes()[..usize::from(size)])?;
+        self.cpu.regs.rflags = flags;
+        Ok(Done::Retired)
+    }
+}
+
+/// An EPT violation of an instruction that reads and writes tells of both (SDM Vol. 3C, table "Exit
+/// Qualification for EPT Violations").
+fn read_and_write(fault: WalkFault) -> Trap {
+    match fault {
+        WalkFault::Ept(fault @ EptFault::Violation { .. }) => {
+            let mut exit = vmx::ept_exit(&fault);
+            exit.qualification |= 1;
+            exit.into()
+        }
+        other => other.into(),
+    }
+}
+
+/// RCL or RCR: the new value of the operand and the new RFLAGS. OF, undefined for counts above one, is
+/// what the translator makes of it: whether the sign changed.
+fn rotate(old: u64, size: u8, count: u8, left: bool, flags: u64) -> (u64, u64) {
+    let bits = 8 * u32::from(size);
+    let count = u32::from(count & if size == 8 { 0x3f } else { 0x1f }) % (bits + 1);
+    if count == 0 {
+        return (old, flags);
+    }
+    let up = if left { count } else { bits + 1 - count };
+    let ring = u128::from(flags & rflags::CF) << bits | u128::from(old);
+    let turned = ring << up | ring >> (bits + 1 - up);
+    let new = mask(turned as u64, size);
+    let mut flags = flags & !(rflags::CF | rflags::OF);
+    if turned >> bits & 1 != 0 {
+        flags |= rflags::CF;
+    }
+    if (old ^ new) >> (bits - 1) & 1 != 0 {
+        flags |= rflags::OF;
+    }
+    (new, flags)
+}
+
+/// SDM Vol. 1, appendix "EFLAGS Condition Codes".
+fn holds(condition: ConditionCode, flags: u64) -> bool {
+    let set = |flag: u64| flags & flag != 0;
+    let less = set(rflags::SF) != set(rflags::OF);
+    match condition {
+        ConditionCode::None => false,
+        ConditionCode::o => set(rflags::OF),
+        ConditionCode::no => !set(rflags::OF),
+        ConditionCode::b => set(rflags::CF),
+        ConditionCode::ae => !set(rflags::CF),
+        ConditionCode::e => set(rflags::ZF),
+        ConditionCode::ne => !set(rflags::ZF),
+        ConditionCode::be => set(rflags::CF | rflags::ZF),
+        ConditionCode::a => !set(rflags::CF | rflags::ZF),
+        ConditionCode::s => set(rflags::SF),
+        ConditionCode::ns => !set(rflags::SF),
+        ConditionCode::p => set(rflags::PF),
+        ConditionCode::np => !set(rflags::PF),
+        ConditionCode::l => less,
+        ConditionCode::ge => !less,
+        ConditionCode::le => less || set(rflags::ZF),
+        ConditionCode::g => !less && !set(rflags::ZF),
+    }
+}
