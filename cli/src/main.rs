@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         Command::Run(options) => commands::run::run(&options),
         Command::Snapshot(options) => commands::snapshot::run(&options),
         Command::Show(options) => commands::show::run(&options),
+        Command::Check(options) => commands::check::run(&options),
         Command::Diff(options) => commands::diff::run(&options),
         Command::Replay(options) => commands::replay::run(&options),
         Command::Compare(options) => commands::compare::run(&options),

@@ -43,6 +43,9 @@ const OUTSIDE: &[&str] = &[
     "time::SystemTime",
 ];
 
+/// Folders of the crates that link unicorn whatever the features, and so are GPL-2.0-only.
+const LINKS_UNICORN: &[&str] = &["backends/soft", "benches"];
+
 /// Crates under GPL-2.0 or with such code in them.
 const GPL: &[&str] = &[
     "nvmx-soft",
@@ -73,6 +76,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "nvmx-examples",
             "nvmx-lab",
         ],
+    ),
+    (
+        "demo",
+        &["nvmx-core", "nvmx-machine", "nvmx-soft", "nvmx-snapshots"],
     ),
     (
         "benches",
@@ -239,11 +246,13 @@ fn keeps_gpl_apart(path: &str, text: &str) -> Vec<String> {
     let Some(folder) = member(path) else {
         return Vec::new();
     };
-    let is_gpl = ["backends/soft", "benches"].contains(&folder);
+    let is_gpl = LINKS_UNICORN.contains(&folder);
     let says_gpl = text.contains("\nlicense = \"GPL-2.0-only\"\n");
     let mut complaints = Vec::new();
     if is_gpl != says_gpl {
-        complaints.push("license: GPL-2.0-only belongs to backends/soft and benches alone".into());
+        complaints.push(format!(
+            "license: GPL-2.0-only belongs to {LINKS_UNICORN:?}, to each and to no other"
+        ));
     }
     if is_gpl {
         return complaints;

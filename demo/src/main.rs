@@ -28,7 +28,10 @@ const INSTANTS: &[(&str, &str)] = &[
     ("l2-shadow", "in L2, with a shadow vmcs12"),
     ("l2-timer", "in L2, a preemption-timer deadline ahead"),
     ("l2-deadline", "in L2, L1's TSC deadline ahead"),
-    ("entry-pending", "between VM entry and L2's first instruction"),
+    (
+        "entry-pending",
+        "between VM entry and L2's first instruction",
+    ),
 ];
 /// Kernels whose KVM took them.
 const KERNELS: &[&str] = &["6.1", "6.12"];
@@ -53,7 +56,9 @@ fn main() -> ExitCode {
     let outcome = match arguments.as_slice() {
         [] => demonstrate(),
         [word, file] if word == "record" => Seen::record(Path::new(file)).map(|()| true),
-        _ => Err(anyhow::anyhow!("usage: nvmx-demo, or nvmx-demo record FILE")),
+        _ => Err(anyhow::anyhow!(
+            "usage: nvmx-demo, or nvmx-demo record FILE"
+        )),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

@@ -35,7 +35,12 @@ struct Replayed {
 }
 
 impl Seen {
-    pub(crate) fn new(stop: &Stop, nested_events: usize, checkpoints: &[u32], reports: &[u32]) -> Self {
+    pub(crate) fn new(
+        stop: &Stop,
+        nested_events: usize,
+        checkpoints: &[u32],
+        reports: &[u32],
+    ) -> Self {
         Self::of(format!("{stop:?}"), nested_events, checkpoints, reports)
     }
 
@@ -61,7 +66,10 @@ impl Seen {
         let run: Replayed =
             serde_json::from_str(&text).with_context(|| path.display().to_string())?;
         if run.lost_nested_events > 0 {
-            anyhow::bail!("{} nested events were lost; run it again", run.lost_nested_events);
+            anyhow::bail!(
+                "{} nested events were lost; run it again",
+                run.lost_nested_events
+            );
         }
         let seen = Self::of(run.stop, run.nested_events, &run.checkpoints, &run.reports);
         println!("{}", serde_json::to_string_pretty(&seen)?);
@@ -73,7 +81,11 @@ impl Seen {
         let list = |count, crc32: &str| format!("{count} with checksum {crc32}");
         [
             ("end", self.stop.clone(), soft.stop.clone()),
-            ("nested events", self.nested_events.to_string(), soft.nested_events.to_string()),
+            (
+                "nested events",
+                self.nested_events.to_string(),
+                soft.nested_events.to_string(),
+            ),
             (
                 "checkpoints",
                 list(self.checkpoints, &self.checkpoints_crc32),
@@ -93,7 +105,10 @@ impl Seen {
 }
 
 fn crc32(values: &[u32]) -> String {
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let bytes: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
     format!("{:08x}", nvmx_snapshots::pages_file::checksum(&bytes))
 }
 
@@ -107,9 +122,18 @@ mod tests {
         assert!(base.differences(&base).is_empty());
         for (other, name) in [
             (Seen::new(&Stop::Halted, 10, &[1, 2], &[3]), "end"),
-            (Seen::new(&Stop::DebugExit(16), 11, &[1, 2], &[3]), "nested events"),
-            (Seen::new(&Stop::DebugExit(16), 10, &[2, 1], &[3]), "checkpoints"),
-            (Seen::new(&Stop::DebugExit(16), 10, &[1, 2], &[4]), "reports"),
+            (
+                Seen::new(&Stop::DebugExit(16), 11, &[1, 2], &[3]),
+                "nested events",
+            ),
+            (
+                Seen::new(&Stop::DebugExit(16), 10, &[2, 1], &[3]),
+                "checkpoints",
+            ),
+            (
+                Seen::new(&Stop::DebugExit(16), 10, &[1, 2], &[4]),
+                "reports",
+            ),
         ] {
             let found = base.differences(&other);
             assert_eq!(found.len(), 1, "{found:?}");

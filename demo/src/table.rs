@@ -22,7 +22,10 @@ pub(crate) fn unexplained_state(diff: &Diff) -> Vec<String> {
             right.unwrap_or_else(none)
         )
     });
-    let memory = diff.memory.iter().filter(|range| range.class.is_unexplained());
+    let memory = diff
+        .memory
+        .iter()
+        .filter(|range| range.class.is_unexplained());
     let memory = memory.map(|range| {
         format!(
             "memory {:#x}, {} pages, first at {:#x}: {:#04x} on KVM, {:#04x} on soft",
@@ -33,8 +36,14 @@ pub(crate) fn unexplained_state(diff: &Diff) -> Vec<String> {
 }
 
 fn explained(diff: &Diff) -> impl Iterator<Item = Explained<'_>> {
-    let rows = diff.rows.iter().map(|row| (row.policy, row.class, row.reason));
-    let memory = diff.memory.iter().map(|range| (range.policy, range.class, range.reason));
+    let rows = diff
+        .rows
+        .iter()
+        .map(|row| (row.policy, row.class, row.reason));
+    let memory = diff
+        .memory
+        .iter()
+        .map(|range| (range.policy, range.class, range.reason));
     rows.chain(memory)
         .filter_map(|(policy, class, reason)| Some((policy?, class, reason.unwrap_or_default())))
         .filter(|(_, class, _)| !class.is_unexplained())
@@ -45,7 +54,15 @@ pub(crate) fn render(rows: &[Row]) -> String {
     let mut text = String::from(
         "Snapshots that real KVM took, replayed on the software model to the guest's end, beside where real KVM went.\n\n",
     );
-    let head = ["snapshot", "taken by", "level", "events", "end", "unexplained", "time"];
+    let head = [
+        "snapshot",
+        "taken by",
+        "level",
+        "events",
+        "end",
+        "unexplained",
+        "time",
+    ];
     let lines: Vec<[String; 7]> = rows
         .iter()
         .map(|row| {
@@ -83,7 +100,11 @@ pub(crate) fn render(rows: &[Row]) -> String {
     text.push('\n');
     legend(&mut text, rows);
     for row in rows.iter().filter(|row| !row.unexplained.is_empty()) {
-        let _ = writeln!(text, "\nunexplained, {} of Linux {}:", row.instant, row.kernel);
+        let _ = writeln!(
+            text,
+            "\nunexplained, {} of Linux {}:",
+            row.instant, row.kernel
+        );
         for what in &row.unexplained {
             let _ = writeln!(text, "  {what}");
         }
@@ -104,7 +125,10 @@ fn policies(diff: &Diff) -> String {
     for (policy, ..) in explained(diff) {
         *counts.entry(policy).or_default() += 1;
     }
-    let words: Vec<_> = counts.iter().map(|(policy, count)| format!("{policy} x{count}")).collect();
+    let words: Vec<_> = counts
+        .iter()
+        .map(|(policy, count)| format!("{policy} x{count}"))
+        .collect();
     words.join(", ")
 }
 

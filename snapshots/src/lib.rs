@@ -3,6 +3,7 @@
 
 pub mod atomic;
 pub mod capture;
+pub mod check;
 pub mod compare;
 pub mod diff;
 pub mod document;

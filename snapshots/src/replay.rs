@@ -162,9 +162,7 @@ fn seek_pending(
     // What stopped the search is an exit that waits here, or nothing: then one moment more.
     let exit = vm.vcpu(0).run(Budget::time(Duration::from_micros(1)));
     driver.collect(vm).map_err(failed)?;
-    let stop = driver
-        .handle(vm, exit.map_err(failed)?)
-        .map_err(failed)?;
+    let stop = driver.handle(vm, exit.map_err(failed)?).map_err(failed)?;
     Ok(match stop {
         None | Some(Stop::Checkpoint(_) | Stop::Budget) => None,
         Some(stop) => Some((stop, false)),

@@ -44,10 +44,11 @@ pub(crate) enum Entered {
 impl KvmVcpu {
     /// Runs until an exit, or for `limit`.
     pub(crate) fn run_for(&mut self, limit: Option<Duration>) -> Result<Exit> {
-        self.refuse_open_read()?;
+        // First what waits to be handed out: it may be the very read that is open.
         if let Some(exit) = self.queue.pop_front() {
             return Ok(exit);
         }
+        self.refuse_open_read()?;
         if self.halted {
             return Ok(Exit::Hlt);
         }
@@ -274,11 +275,11 @@ impl KvmVcpu {
     /// loads RFLAGS from the VMCS, VM exit clears it. So a breakpoint waits where the other level
     /// would go on.
     pub(crate) fn step_one(&mut self) -> Result<Exit> {
-        self.refuse_open_read()?;
         self.settle()?;
         if let Some(exit) = self.queue.pop_front() {
             return Ok(exit);
         }
+        self.refuse_open_read()?;
         let mut debug = kvm_guest_debug {
             control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP,
             ..Default::default()

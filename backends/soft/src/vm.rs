@@ -180,7 +180,12 @@ fn capabilities() -> Capabilities {
         entries: vec![
             (NestedVmx, yes("modelled")),
             (NestedEpt, yes("modelled")),
-            (SingleStep, yes("exact")),
+            (
+                SingleStep,
+                yes(
+                    "exact; breakpoints of DR7 are not modelled: a run with one enabled ends as unsupported",
+                ),
+            ),
             (DirtyPages, yes("")),
             (ExactInstructions, yes("")),
             (ExactNestedEvents, yes("")),

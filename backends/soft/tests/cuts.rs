@@ -58,7 +58,7 @@ fn fresh(vm: &mut SoftVm, mode: Mode, code: &[u8], start: &CpuState) {
 fn cuts_do_not_matter() {
     for (index, mode) in MODES.into_iter().enumerate() {
         let mut random = Random(0x1000 + index as u64);
-        for case in 0..cases(40) {
+        for case in 0..cases(25) {
             let code = random.bytes(48);
             let mut start = state(mode, &mut random);
             start.events = Some(VcpuEvents::default());
@@ -104,7 +104,7 @@ fn cuts_of_l2_do_not_matter() {
             continue;
         }
         let regs = start.state.regs.unwrap_or_default();
-        for case in 0..cases(6) {
+        for case in 0..cases(4) {
             let code = random.bytes(64);
             let prepared = || {
                 let mut vm = restore(&start, 16 << 20);

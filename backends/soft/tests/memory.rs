@@ -197,7 +197,7 @@ fn ram_around_the_apic_page() {
 /// Sizes that cannot be had are refused with a reason.
 #[test]
 fn impossible_memory_sizes_are_refused() {
-    for memory_size in [0, 4095, 4097, u64::MAX, u64::MAX & !0xfff, 1 << 62] {
+    for memory_size in [0, 4095, 4097, u64::MAX, !0xfff, 1 << 62] {
         let error = SoftVm::new(&VmConfig {
             memory_size,
             ..VmConfig::default()

@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod backends;
+pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;

@@ -167,10 +167,8 @@ pub(crate) fn state(mode: Mode, random: &mut Random) -> CpuState {
     };
     if matches!(mode, Real | Virtual8086) {
         // CS selects the code; IP starts at zero.
-        for register in [&mut sregs.cs] {
-            register.selector = (CODE >> 4) as u16;
-            register.base = CODE;
-        }
+        sregs.cs.selector = (CODE >> 4) as u16;
+        sregs.cs.base = CODE;
         regs.rip = 0;
         if mode == Real {
             regs.rflags &= !0x3000;
