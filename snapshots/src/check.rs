@@ -6,9 +6,9 @@ use crate::pages::PageStore;
 use nvmx_core::addr::L1Phys;
 use nvmx_core::cpu::Model;
 use nvmx_core::memory::{GuestMemory, NotRam};
-use nvmx_core::vmx::Vmcs12;
 use nvmx_core::vmx::capability::{KVM_6_1_ICELAKE, MSR_COUNT};
 use nvmx_core::vmx::entry::checks::{self, Class, Context, Enforcement};
+use nvmx_core::vmx::{Field, Vmcs12};
 use nvmx_core::x86::control::efer;
 use nvmx_core::x86::{cpuid, msr};
 use serde::Serialize;
@@ -68,7 +68,9 @@ fn audit_vcpu(index: usize, vcpu: &VcpuSnapshot, pages: Option<&PageStore>) -> O
     let (model, profile) = model(vcpu);
     let memory = Memory {
         pages,
-        shadow: nested.shadow_vmcs12(),
+        shadow: nested
+            .shadow_vmcs12()
+            .map(|shadow| (L1Phys(vmcs12.get(Field::VMCS_LINK_POINTER)), shadow)),
     };
     let context = Context {
         vmcs12,
@@ -78,7 +80,7 @@ fn audit_vcpu(index: usize, vcpu: &VcpuSnapshot, pages: Option<&PageStore>) -> O
         // Without registers: what the host-state area says of L1 when it comes back.
         l1_long_mode: match &vcpu.cpu.sregs {
             Some(sregs) if !nested.guest_mode() => sregs.efer & efer::LMA != 0,
-            _ => vmcs12.get(nvmx_core::vmx::Field::VM_EXIT_CONTROLS) & 1 << 9 != 0,
+            _ => vmcs12.get(Field::VM_EXIT_CONTROLS) & 1 << 9 != 0,
         },
         smm: vcpu.cpu.events.is_some_and(|events| events.smm),
     };
@@ -150,8 +152,8 @@ fn model(vcpu: &VcpuSnapshot) -> (Model, &'static str) {
 /// Guest memory of a snapshot, read-only.
 struct Memory<'a> {
     pages: Option<&'a PageStore>,
-    /// What the link pointer leads to, where guest memory was not captured.
-    shadow: Option<&'a Vmcs12>,
+    /// The link pointer and what it leads to, for where guest memory was not captured.
+    shadow: Option<(L1Phys, &'a Vmcs12)>,
 }
 
 impl GuestMemory for Memory<'_> {
@@ -165,10 +167,9 @@ impl GuestMemory for Memory<'_> {
         // Of the regions that rules look into, the shadow vmcs12 alone is part of nested state; the
         // rest reads as zeroes.
         buffer.fill(0);
-        let offset = address.page_offset() as usize;
-        if let Some(bytes) = self
-            .shadow
-            .and_then(|vmcs| vmcs.bytes().get(offset..offset + length))
+        if let Some((link, shadow)) = self.shadow
+            && address.page() == link
+            && let Some(bytes) = shadow.bytes()[address.page_offset() as usize..].get(..length)
         {
             buffer.copy_from_slice(bytes);
         }
@@ -213,7 +214,6 @@ impl fmt::Display for Audit {
 mod tests {
     use super::*;
     use nvmx_core::nested::{NestedState, specimen};
-    use nvmx_core::vmx::Field;
     use nvmx_core::vmx::Vmcs12;
     use nvmx_core::vmx::capability::Capability;
 
