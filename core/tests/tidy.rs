@@ -44,12 +44,13 @@ const OUTSIDE: &[&str] = &[
 ];
 
 /// Folders of the crates that link unicorn whatever the features, and so are GPL-2.0-only.
-const LINKS_UNICORN: &[&str] = &["backends/soft", "benches"];
+const LINKS_UNICORN: &[&str] = &["backends/soft", "benches", "demo"];
 
 /// Crates under GPL-2.0 or with such code in them.
 const GPL: &[&str] = &[
     "nvmx-soft",
     "nvmx-benches",
+    "nvmx-demo",
     "unicorn-engine",
     "unicorn-engine-sys",
 ];

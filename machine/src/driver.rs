@@ -6,6 +6,7 @@
 use crate::ports;
 use nvmx_core::vcpu::{BackendError, Budget, Exit, NestedEvent, Result, Vm};
 use std::convert::Infallible;
+use std::fmt;
 use std::io::Write;
 use std::time::Instant;
 use vm_superio::{Serial, Trigger};
@@ -45,6 +46,38 @@ pub enum Stop {
         /// A write of this value; `None` for a read, which waits for its value.
         written: Option<u64>,
     },
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DebugExit(value) => write!(f, "debug exit {value:#x}"),
+            Self::PowerOff => f.write_str("power off"),
+            Self::Checkpoint(id) => write!(f, "checkpoint {id:#x}"),
+            Self::Halted => f.write_str("HLT with nothing to wait for"),
+            Self::Shutdown => f.write_str("triple fault of L1"),
+            Self::Budget => f.write_str("the limit of the run"),
+            Self::FailEntry(reason) => {
+                write!(f, "a failed VM entry of the host, reason {reason:#x}")
+            }
+            Self::InternalError { suberror, message } => {
+                write!(f, "internal error {suberror}: {message}")
+            }
+            Self::Unsupported(what) => write!(f, "unsupported: {what}"),
+            Self::Mmio {
+                address,
+                size,
+                written,
+            } => {
+                let verb = if written.is_some() {
+                    "write to"
+                } else {
+                    "read from"
+                };
+                write!(f, "{size}-byte {verb} {address:#x}, where nothing is")
+            }
+        }
+    }
 }
 
 impl Stop {

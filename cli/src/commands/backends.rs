@@ -28,7 +28,9 @@ pub(crate) fn run(options: &Backends) -> anyhow::Result<u8> {
     } else {
         let mut text: String = entries.iter().map(describe).collect();
         if options.backend.is_none() {
-            text.push_str("remote:HOST:PORT and lab[:6.1|:6.12] are asked with --backend\n");
+            text.push_str(
+                "remote:HOST:PORT, exec:COMMAND and lab[:6.1|:6.12] are asked with --backend\n",
+            );
         }
         output::print(&output::highlight(&text))?;
     }
@@ -59,13 +61,16 @@ fn describe(entry: &Entry) -> String {
         (None, Some(error)) => error.as_str(),
         (None, None) => "",
     };
-    let _ = writeln!(text, "{}: {about}", entry.backend);
+    let name = format!("{}: ", entry.backend);
+    let about = about.strip_prefix(&name).unwrap_or(about);
+    let _ = writeln!(text, "{name}{about}");
     for (capability, state) in entry.capabilities.iter().flat_map(|c| &c.entries) {
         let (word, note) = match state {
             Ok(note) => ("yes", note),
             Err(reason) => ("no ", reason),
         };
-        let _ = writeln!(text, "  {:<19} {word} {note}", format!("{capability:?}"));
+        let line = format!("  {:<19} {word} {note}", format!("{capability:?}"));
+        let _ = writeln!(text, "{}", line.trim_end());
     }
     text
 }

@@ -128,7 +128,7 @@ fn describe(image: &str, result: &Comparison, kept: &[PathBuf]) -> String {
         let _ = writeln!(text, "  {why}");
     }
     if let Some(stop) = &result.stop {
-        let _ = writeln!(text, "  last common stop: {stop:?}");
+        let _ = writeln!(text, "  last common stop: {stop}");
     }
     for (policy, count) in &result.explained {
         let _ = writeln!(text, "  explained by {policy}: {count}");

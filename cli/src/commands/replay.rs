@@ -68,11 +68,14 @@ pub(crate) fn run(options: &Replay) -> anyhow::Result<u8> {
         }))?;
     } else {
         let mut text = format!(
-            "stopped with {:?} after {} checkpoints and {} nested events\n",
+            "stopped at {} after {} checkpoints and {} nested events\n",
             outcome.stop,
             outcome.checkpoints.len(),
             outcome.events.len()
         );
+        if !got_there {
+            text.push_str("the end asked for was not reached\n");
+        }
         if let Some(diff) = &diff {
             text.push_str(&output::highlight(&diff.to_string()));
         }

@@ -33,7 +33,7 @@ pub(crate) fn run(options: &Snapshot) -> anyhow::Result<u8> {
         options.at == At::End && !matches!(outcome.stop, Stop::Budget | Stop::Unsupported(_));
     if !outcome.reached && !ended {
         bail!(
-            "--at {} was not reached: the guest stopped with {:?} after {} checkpoints and {} nested events; no snapshot written",
+            "--at {} was not reached: the guest stopped at {} after {} checkpoints and {} nested events; no snapshot written",
             options.at,
             outcome.stop,
             outcome.checkpoints.len(),

@@ -144,8 +144,9 @@ pub fn owner(part: Part, level: Level) -> Owner {
 
 /// Whose an MSR is while `level` runs.
 ///
-/// KVM reads IA32_TIME_STAMP_COUNTER as the current level sees it, offset and scaling of the
-/// vmcs12 applied (`kvm_get_msr` with `host_initiated` reads L1's), and never switches the APIC's.
+/// User space reads L1's IA32_TIME_STAMP_COUNTER whatever runs (`kvm_get_msr_common`,
+/// `host_initiated`); L2's RDTSC reads another, with vmcs12's scaling and offset. The APIC's MSRs
+/// never switch.
 #[must_use]
 pub fn msr_owner(number: u32, level: Level) -> Owner {
     use super::msr::*;
