@@ -182,11 +182,13 @@ fn defines_instruction_length(reason: u64, event_types: [Option<u64>; 2]) -> boo
 }
 
 /// Whether an exit defines the VM-exit instruction information.
-const fn defines_instruction_information(reason: u64) -> bool {
-    matches!(
-        reason,
-        19..=27 | 30 | 46 | 47 | 50 | 53 | 57 | 58 | 61 | 63 | 64 | 67 | 68
-    )
+/// (of port accesses those by INS and OUTS: bit 4 of the exit qualification).
+const fn defines_instruction_information(reason: u64, qualification: u64) -> bool {
+    match reason {
+        30 => qualification & 1 << 4 != 0,
+        19..=27 | 46 | 47 | 50 | 53 | 57 | 58 | 61 | 63 | 64 | 67 | 68 => true,
+        _ => false,
+    }
 }
 
 /// The table. The first row that applies counts.
@@ -202,6 +204,14 @@ pub const POLICIES: &[Policy] = &[
         ],
         when: ALWAYS,
         reason: "the time-stamp counter and what is computed from it go on with each backend's own clock",
+    },
+    Policy {
+        id: "hyperv-clock",
+        class: Class::Time,
+        // HV_X64_MSR_VP_RUNTIME and HV_X64_MSR_TIME_REF_COUNT.
+        paths: &["msrs.0x40000010", "msrs.0x40000020"],
+        when: ALWAYS,
+        reason: "KVM's Hyper-V clocks count the host's time, also while the guest does not run",
     },
     Policy {
         id: "apic-timer-count",
@@ -315,8 +325,11 @@ pub const POLICIES: &[Policy] = &[
         class: Class::Explained,
         paths: &["nested.*vmcs12.VMX_INSTRUCTION_INFO"],
         when: |s| {
-            s.both_exit_reasons()
-                .is_some_and(|(a, b)| a == b && !defines_instruction_information(a))
+            let (Some((a, b)), Some((q, r))) = (s.both_exit_reasons(), s.both_qualifications())
+            else {
+                return false;
+            };
+            a == b && !defines_instruction_information(a, q | r)
         },
         reason: "undefined for this exit (SDM Vol. 3C \"Information for VM Exits Due to Instruction Execution\"): KVM copies what the processor's last exit left",
     },

@@ -24,6 +24,7 @@ mod run;
 mod state;
 mod sys;
 pub mod trace;
+mod tsc;
 mod vcpu;
 mod vm;
 

@@ -68,9 +68,14 @@ impl KvmVcpu {
     pub(crate) fn set_msrs(&mut self, values: &BTreeMap<u32, u64>) -> Result<()> {
         let vmx: Vec<u32> = values.keys().copied().filter(|n| is_vmx(*n)).collect();
         let held = self.read_msrs(&vmx)?;
+        let tsc = match values.get(&msr::IA32_TIME_STAMP_COUNTER) {
+            Some(tsc) => self.set_tsc(*tsc)?,
+            None => false,
+        };
         let list: Vec<(u32, u64)> = values
             .iter()
             .filter(|(number, value)| held.get(number) != Some(value))
+            .filter(|(number, _)| !(tsc && **number == msr::IA32_TIME_STAMP_COUNTER))
             .map(|(number, value)| (*number, *value))
             .collect();
         let mut rest = &list[..];

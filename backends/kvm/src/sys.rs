@@ -7,7 +7,9 @@
 
 use crate::error;
 use crate::guarded::GuardedBuffer;
-use kvm_bindings::{kvm_interrupt, kvm_run, kvm_sregs2};
+use kvm_bindings::{
+    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_interrupt, kvm_run, kvm_sregs2,
+};
 use nvmx_core::vcpu::{BackendError, Result};
 use std::fs::File;
 use std::io::Read as _;
@@ -26,6 +28,8 @@ const KVM_INTERRUPT: u64 = request(1, 0x86, 4);
 const KVM_SET_SIGNAL_MASK: u64 = request(1, 0x8b, 4);
 const KVM_GET_NESTED_STATE: u64 = request(3, 0xbe, 128);
 const KVM_SET_NESTED_STATE: u64 = request(1, 0xbf, 128);
+const KVM_SET_DEVICE_ATTR: u64 = request(1, 0xe1, size_of::<kvm_device_attr>());
+const KVM_GET_DEVICE_ATTR: u64 = request(1, 0xe2, size_of::<kvm_device_attr>());
 const KVM_GET_SREGS2: u64 = request(2, 0xcc, size_of::<kvm_sregs2>());
 const KVM_SET_SREGS2: u64 = request(1, 0xcd, size_of::<kvm_sregs2>());
 
@@ -50,6 +54,34 @@ fn check(call: &'static str, value: i32) -> Result<()> {
         0.. => Ok(()),
         _ => Err(error::kernel(call, -value)),
     }
+}
+
+/// The vCPU attribute that holds the offset of L1's TSC, at `offset`.
+fn tsc_attribute(offset: &mut u64) -> kvm_device_attr {
+    kvm_device_attr {
+        flags: 0,
+        group: KVM_VCPU_TSC_CTRL,
+        attr: u64::from(KVM_VCPU_TSC_OFFSET),
+        addr: std::ptr::from_mut(offset) as u64,
+    }
+}
+
+/// The offset of L1's TSC from the host's.
+pub(crate) fn tsc_offset(vcpu: RawFd) -> Result<u64> {
+    let mut offset = 0;
+    let mut attribute = tsc_attribute(&mut offset);
+    // SAFETY: the attribute names 8 bytes that live until the call returns, which writes them.
+    let value = unsafe { ioctl(vcpu, KVM_GET_DEVICE_ATTR, &raw mut attribute) };
+    check("KVM_GET_DEVICE_ATTR", value)?;
+    Ok(offset)
+}
+
+/// Sets the offset of L1's TSC.
+pub(crate) fn set_tsc_offset(vcpu: RawFd, mut offset: u64) -> Result<()> {
+    let mut attribute = tsc_attribute(&mut offset);
+    // SAFETY: as above; the call reads them.
+    let value = unsafe { ioctl(vcpu, KVM_SET_DEVICE_ATTR, &raw mut attribute) };
+    check("KVM_SET_DEVICE_ATTR", value)
 }
 
 /// KVM_RUN: 0, or a negative errno (`EINTR` for a signal or `immediate_exit`).

@@ -53,6 +53,8 @@ const CALLS: &[&str] = &[
     "KVM_CREATE_VM",
     "KVM_GET_API_VERSION",
     "KVM_GET_CPUID2",
+    "KVM_GET_DEVICE_ATTR",
+    "KVM_SET_DEVICE_ATTR",
     "KVM_GET_DEBUGREGS",
     "KVM_GET_DIRTY_LOG",
     "KVM_GET_LAPIC",

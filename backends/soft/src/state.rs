@@ -6,12 +6,14 @@ use crate::processor::Processor;
 use nvmx_core::cpu::{Activity, Interruptibility};
 use nvmx_core::msr::{self as msr_access, MsrEffect, MsrRead};
 use nvmx_core::vcpu::{BackendError, Parts, Result};
-use nvmx_core::x86::{CpuState, Event, EventKind, Exception, MpState, VcpuEvents, msr};
+use nvmx_core::x86::{CpuState, Event, EventKind, Exception, MpState, VcpuEvents, cpuid, msr};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Bytes of the XSAVE area that KVM gives: the size of `struct kvm_xsave`.
 const XSAVE_SIZE: usize = 4096;
+/// CPUID.1:ECX.XSAVE.
+const CPUID_XSAVE: u32 = 1 << 26;
 /// `KVM_X86_SHADOW_INT_MOV_SS`, `KVM_X86_SHADOW_INT_STI`.
 const SHADOW_MOV_SS: u8 = 1;
 const SHADOW_STI: u8 = 2;
@@ -38,7 +40,9 @@ pub(crate) fn read(processor: &Processor, env: &Env, parts: Parts) -> CpuState {
     state.cpuid = Some(cpu.model.cpuid.clone());
     state.tsc_khz = Some(processor.tsc_khz);
     state.msrs = Some(read_msrs(processor));
-    state.xcr0 = Some(cpu.xcr0);
+    // A processor without XSAVE has no XCR0 (SDM Vol. 1 "Detection of XSAVE Feature Set").
+    let has_xsave = cpuid::lookup(&cpu.model.cpuid, 1, 0)[2] & CPUID_XSAVE != 0;
+    state.xcr0 = has_xsave.then_some(cpu.xcr0);
     state.xsave = Some(xsave(env));
     state.events = Some(events(processor));
     state.mp_state = Some(match cpu.activity {

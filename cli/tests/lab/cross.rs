@@ -4,7 +4,7 @@ use crate::machine::{self, LIMIT, OpenLab};
 use crate::{Check, Checked, Outcome};
 use anyhow::{Context, bail};
 use nvmx_core::nested::{Flags, NestedState};
-use nvmx_core::vcpu::Vm;
+use nvmx_core::vcpu::{NestedEvent, Vm};
 use nvmx_machine::{Driver, boot};
 use nvmx_snapshots::capture::{MemoryScope, capture};
 use nvmx_snapshots::replay::{self, Replay, Until};
@@ -104,20 +104,37 @@ pub(crate) fn checks() -> Vec<Check> {
 
 fn kvm_to_soft(lab: &OpenLab, instant: &Instant) -> Checked {
     let mut kvm = lab.machine()?;
-    boot(&mut kvm, &machine::image(instant.guest, instant.iterations)?)?;
+    boot(
+        &mut kvm,
+        &machine::image(instant.guest, instant.iterations)?,
+    )?;
     let start = take(&mut kvm, instant)?;
     let theirs = go_on(&mut kvm, &start).context("KVM, going on")?;
     let mut soft = machine::soft()?;
     nvmx_snapshots::restore(&mut soft, &start, Target::Fresh)?;
     let ours = go_on(&mut soft, &start).context("soft, from KVM's snapshot")?;
-    same(&theirs, &ours)
+    same(&without_pending_entry(theirs, &start), &ours)
+}
+
+/// KVM's tracepoint for an entry may be read only after the stop at which the entry was pending: it
+/// then belongs to what was before the snapshot.
+fn without_pending_entry(mut run: (Replay, Snapshot), start: &Snapshot) -> (Replay, Snapshot) {
+    let nested = start.vcpus[0].nested.as_ref();
+    let pending = nested.is_some_and(|nested| nested.flags().contains(Flags::RUN_PENDING));
+    if pending && matches!(run.0.events.first(), Some(NestedEvent::Entry { .. })) {
+        run.0.events.remove(0);
+    }
+    run
 }
 
 fn soft_to_kvm(lab: &OpenLab, instant: &Instant) -> Checked {
     let mut kvm = lab.machine()?;
     let mut soft = machine::soft()?;
     compare::align(&mut kvm, &mut soft)?;
-    boot(&mut soft, &machine::image(instant.guest, instant.iterations)?)?;
+    boot(
+        &mut soft,
+        &machine::image(instant.guest, instant.iterations)?,
+    )?;
     let start = take(&mut soft, instant)?;
     let ours = go_on(&mut soft, &start).context("soft, going on")?;
     nvmx_snapshots::restore(&mut kvm, &start, Target::Fresh)?;
@@ -140,7 +157,10 @@ fn take(vm: &mut dyn Vm, instant: &Instant) -> anyhow::Result<Snapshot> {
     let snapshot = replay::capture_written(vm, Meta::default())?;
     let nested = snapshot.vcpus[0].nested.as_ref();
     if !nested.is_some_and(instant.holds) {
-        bail!("the nested state is not what {} means: {nested:?}", instant.name);
+        bail!(
+            "the nested state is not what {} means: {nested:?}",
+            instant.name
+        );
     }
     let again = capture(vm, Meta::default(), MemoryScope::None)?;
     let diff = Diff::of(&snapshot, &again);
@@ -155,7 +175,13 @@ fn go_on(vm: &mut dyn Vm, start: &Snapshot) -> anyhow::Result<(Replay, Snapshot)
     let mut driver = Driver::default();
     let run = replay::run(vm, &NOWHERE, &mut driver, &mut |_| {})?;
     let mut pages = vm.dirty_pages()?;
-    pages.extend(start.memory.iter().flat_map(|memory| memory.index()).map(|(page, _)| *page));
+    pages.extend(
+        start
+            .memory
+            .iter()
+            .flat_map(|memory| memory.index())
+            .map(|(page, _)| *page),
+    );
     pages.sort_unstable();
     pages.dedup();
     pages.retain(|page| *page < vm.memory_size() / nvmx_core::addr::PAGE_SIZE);
@@ -177,7 +203,11 @@ fn same(kvm: &(Replay, Snapshot), soft: &(Replay, Snapshot)) -> Checked {
             bail!("nested events differ: {a:x?} on KVM, {b:x?} on soft");
         }
         if kvm.events.len() != soft.events.len() {
-            bail!("{} nested events on KVM, {} on soft", kvm.events.len(), soft.events.len());
+            bail!(
+                "{} nested events on KVM, {} on soft",
+                kvm.events.len(),
+                soft.events.len()
+            );
         }
     }
     let diff = Diff::of(kvm_end, soft_end);

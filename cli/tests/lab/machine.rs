@@ -54,7 +54,11 @@ impl OpenLab {
     /// A new machine on the lab's KVM. One at a time.
     pub(crate) fn machine(&self) -> anyhow::Result<RemoteVm> {
         let stream = transport::connect_tcp(&self.address, transport::SILENCE)?;
-        Ok(RemoteVm::connect(stream, "the lab".into(), &VmConfig::default())?)
+        Ok(RemoteVm::connect(
+            stream,
+            "the lab".into(),
+            &VmConfig::default(),
+        )?)
     }
 }
 
@@ -79,7 +83,9 @@ pub(crate) fn image(name: &str, iterations: u32) -> anyhow::Result<LoadedImage> 
         iterations,
         ..Params::default()
     };
-    let elf = (guest.build)(params).context("building the guest")?.to_elf();
+    let elf = (guest.build)(params)
+        .context("building the guest")?
+        .to_elf();
     let options = LoadOptions {
         memory_size: VmConfig::default().memory_size,
         ..LoadOptions::default()

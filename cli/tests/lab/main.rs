@@ -126,7 +126,9 @@ fn run_in_lab(kernel: Kernel, checks: &[Check], tally: &mut Tally) {
             lab = match OpenLab::start(kernel) {
                 Ok(lab) => lab,
                 Err(error) => {
-                    return tally.failed.push(format!("{}: no lab: {error:#}", check.name));
+                    return tally
+                        .failed
+                        .push(format!("{}: no lab: {error:#}", check.name));
                 }
             };
             result = (check.run)(&lab);

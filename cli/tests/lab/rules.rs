@@ -7,9 +7,7 @@ use anyhow::bail;
 use nvmx_core::cpu::Model;
 use nvmx_core::memory::{GuestMemory, VecMemory};
 use nvmx_core::nested::NestedState;
-use nvmx_core::nested::set_rules::{
-    self, Answer, EntryCheck, EntryClass, SetContext, SetRefusal,
-};
+use nvmx_core::nested::set_rules::{self, Answer, EntryCheck, EntryClass, SetContext, SetRefusal};
 use nvmx_core::nested::specimen::{self, BreakingBlob};
 use nvmx_core::vcpu::{Parts, Vm};
 use nvmx_core::vmx::Vmcs12;
@@ -122,13 +120,20 @@ fn ask(vm: &mut dyn Vm, blob: &BreakingBlob) -> anyhow::Result<i32> {
         (sregs.ss, sregs.ds, sregs.es) = (data, data, data);
         sregs.cr0 = cr0::PE | cr0::ET | cr0::NE | cr0::PG;
         sregs.cr3 = 0x6000;
-        sregs.cr4 = cr4::PAE | if blob.guest_has_vmx { cr4::VMXE } else { 0 };
+        // KVM takes no CR4.VMXE in SMM (default treatment of SMIs), nor without VMX in CPUID.
+        let vmxe = blob.guest_has_vmx && !blob.in_smm;
+        sregs.cr4 = cr4::PAE | if vmxe { cr4::VMXE } else { 0 };
         sregs.efer = efer::LME | efer::LMA;
     }
     if let Some(events) = &mut state.events {
         events.smm = blob.in_smm;
     }
-    for entry in state.cpuid.iter_mut().flatten().filter(|entry| entry.leaf == 1) {
+    for entry in state
+        .cpuid
+        .iter_mut()
+        .flatten()
+        .filter(|entry| entry.leaf == 1)
+    {
         entry.ecx = if blob.guest_has_vmx {
             entry.ecx | VMX
         } else {

@@ -331,7 +331,15 @@ fn registers(cpu: &CpuState, level: Level) -> Vec<Section> {
                     Owner::L2 => "L2's",
                     Owner::Shared => "shared",
                 };
-                section.note(msr_key(*number), format!("{value:#x}"), whose);
+                let tsc = msrs.get(&msr::IA32_TIME_STAMP_COUNTER);
+                let note = match (*number, tsc) {
+                    (msr::IA32_TSC_DEADLINE, Some(tsc)) if value > tsc => {
+                        format!("{whose}, due in {} ticks of L1's TSC", value - tsc)
+                    }
+                    (msr::IA32_TSC_DEADLINE, Some(_)) => format!("{whose}, passed already"),
+                    _ => whose.to_owned(),
+                };
+                section.note(msr_key(*number), format!("{value:#x}"), note);
             }
         }
         sections.push(section);

@@ -1,0 +1,23 @@
+# What people and CI run. `make demo` needs neither root (once packages are there) nor the lab.
+.PHONY: demo demo-snapshots test check lab
+
+demo:
+	./setup.sh
+	cargo build --locked -p nvmx-demo
+	cargo run --quiet --locked -p nvmx-demo
+
+# Takes the snapshots that the demonstration replays anew, on real KVM in the lab.
+demo-snapshots: lab
+	demo/take.sh
+
+test:
+	.ci/test
+
+check:
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+# Packages and kernels for the lab, cached in ~/.cache/nvmx (NVMX_CACHE overrides).
+lab:
+	./setup.sh
+	lab/setup.sh
