@@ -4,6 +4,7 @@
 use nvmx_core::cpu::{Model, Personality};
 use nvmx_core::vmx::capability::{KVM_6_1_ICELAKE, MSR_COUNT};
 use nvmx_core::vmx::entry::unsupported_controls;
+use nvmx_core::x86::control::cr4;
 use nvmx_core::x86::cpuid::{self, CpuidEntry};
 use nvmx_core::x86::msr;
 
@@ -69,7 +70,57 @@ pub(crate) fn default_vmx_msrs() -> [u64; MSR_COUNT] {
     msrs
 }
 
+/// IA32_VMX_CR4_FIXED1 as it follows from CPUID: the bits of CR4 that the processor has. KVM computes it
+/// so (`nested_vmx_cr_fixed1_bits_update`) and takes no other value.
+fn cr4_fixed1(cpuid: &[CpuidEntry]) -> u64 {
+    const EBX: usize = 1;
+    const ECX: usize = 2;
+    const EDX: usize = 3;
+    const FOLLOWS: &[(u64, u32, usize, u32)] = &[
+        (cr4::VME, 1, EDX, 1),
+        (cr4::PVI, 1, EDX, 1),
+        (cr4::TSD, 1, EDX, 4),
+        (cr4::DE, 1, EDX, 2),
+        (cr4::PSE, 1, EDX, 3),
+        (cr4::PAE, 1, EDX, 6),
+        (cr4::MCE, 1, EDX, 7),
+        (cr4::PGE, 1, EDX, 13),
+        (cr4::OSFXSR, 1, EDX, 24),
+        (cr4::OSXMMEXCPT, 1, EDX, 25),
+        (cr4::VMXE, 1, ECX, 5),
+        (cr4::SMXE, 1, ECX, 6),
+        (cr4::PCIDE, 1, ECX, 17),
+        (cr4::OSXSAVE, 1, ECX, 26),
+        (cr4::FSGSBASE, 7, EBX, 0),
+        (cr4::SMEP, 7, EBX, 7),
+        (cr4::SMAP, 7, EBX, 20),
+        (cr4::PKE, 7, ECX, 3),
+        (cr4::UMIP, 7, ECX, 2),
+        (cr4::LA57, 7, ECX, 16),
+    ];
+    FOLLOWS
+        .iter()
+        .filter(|(_, leaf, register, bit)| {
+            cpuid::lookup(cpuid, *leaf, 0)[*register] >> bit & 1 != 0
+        })
+        .fold(cr4::PCE, |bits, (bit, ..)| bits | bit)
+}
+
 /// The default model.
 pub(crate) fn default_model() -> Model {
-    model(default_cpuid(), default_vmx_msrs())
+    let cpuid = default_cpuid();
+    let mut msrs = default_vmx_msrs();
+    msrs[(msr::IA32_VMX_CR4_FIXED1 - msr::IA32_VMX_BASIC) as usize] = cr4_fixed1(&cpuid);
+    model(cpuid, msrs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cr4_of_the_default_model_is_what_kvm_computes_from_its_cpuid() {
+        // What KVM 6.1 in the lab held for this CPUID.
+        assert_eq!(cr4_fixed1(&default_cpuid()), 0x3127ff);
+    }
 }
