@@ -214,7 +214,6 @@ impl fmt::Display for Audit {
 mod tests {
     use super::*;
     use nvmx_core::nested::{NestedState, specimen};
-    use nvmx_core::vmx::Vmcs12;
     use nvmx_core::vmx::capability::Capability;
 
     fn guest() -> NestedState {
