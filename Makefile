@@ -16,6 +16,7 @@ test:
 check:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps
 
 # Packages and kernels for the lab, cached in ~/.cache/nvmx (NVMX_CACHE overrides).
 lab:

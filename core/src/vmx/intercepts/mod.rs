@@ -1,7 +1,7 @@
 //! Does this action of L2 exit to L1? (SDM Vol. 3C, chapter "VMX Non-Root Operation".)
 //!
 //! [`Intercepts`] is what the vmcs12's controls say, read once at VM entry; each method answers for
-//! one instruction or event with the [`VmExit`] to take, or `None`. Faults that go before the exit
+//! one instruction or event with the [`VmExit`](super::exit::VmExit) to take, or `None`. Faults that go before the exit
 //! ("Relative Priority of Faults and VM Exits": #UD, CPL, I/O permission) are the caller's to check
 //! first; where a control decides between #UD and the instruction, the method returns the #UD.
 
