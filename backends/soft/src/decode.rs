@@ -4,6 +4,7 @@
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind, Register};
 use nvmx_core::cpu::Cpu;
 use nvmx_core::x86::control::{cr0, efer, rflags};
+use nvmx_core::x86::cr_write::is_canonical;
 use nvmx_core::x86::{AccessRights, Exception, Gpr, Segment};
 
 /// Bits of the code segment: 16, 32 or 64.
@@ -199,12 +200,6 @@ pub(crate) fn check(
         offset,
         linear: segment.base.wrapping_add(offset) & 0xffff_ffff,
     })
-}
-
-/// Whether `address` is canonical for `width` bits (SDM Vol. 1 "Canonical Addressing").
-pub(crate) const fn is_canonical(address: u64, width: u8) -> bool {
-    let shift = 64 - width as u32;
-    ((address << shift) as i64 >> shift) as u64 == address
 }
 
 /// RIP after an instruction of `length` bytes.

@@ -3,14 +3,12 @@
 
 use super::Processor;
 use crate::engine::Access as EngineAccess;
-use nvmx_core::addr::{L1Phys, PAGE_SIZE};
+use nvmx_core::addr::PAGE_SIZE;
 use nvmx_core::delivery::{LinearMemory, Privilege};
 use nvmx_core::memory::GuestMemory;
 use nvmx_core::paging::{self, Access, AccessKind, Regime, WalkFault};
 use nvmx_core::vmx::Field;
-use nvmx_core::vmx::capability::Capability;
-use nvmx_core::vmx::controls::Secondary;
-use nvmx_core::vmx::ept::{Ept, PageModificationLog};
+use nvmx_core::vmx::ept::Ept;
 
 /// Where a linear access goes.
 pub(crate) enum Place {
@@ -23,30 +21,7 @@ pub(crate) enum Place {
 impl Processor {
     /// Builds anew what page walks depend on. Call when a control register, EFER or the level changed.
     pub(crate) fn rebuild_regime(&mut self) {
-        let ept = self.cpu.vmx.guest_mode.then(|| self.ept()).flatten();
-        self.regime = Regime::new(&self.cpu, ept);
-    }
-
-    /// L2's second stage, if L1 uses EPT.
-    fn ept(&self) -> Option<Ept> {
-        let vmcs12 = &self.cpu.vmx.vmcs12;
-        let secondary = self.intercepts.secondary;
-        if !secondary.contains(Secondary::ENABLE_EPT) {
-            return None;
-        }
-        let capability = Capability::new(&self.cpu.model.vmx_msrs);
-        let mut ept = Ept::new(
-            vmcs12.get(Field::EPT_POINTER),
-            capability.ept_vpid().bits(),
-            self.cpu.model.physical_address_width,
-        );
-        if secondary.contains(Secondary::ENABLE_PML) {
-            ept.log = Some(PageModificationLog {
-                address: L1Phys(vmcs12.get(Field::PML_ADDRESS)),
-                index: std::cell::Cell::new(vmcs12.get(Field::GUEST_PML_INDEX) as u16),
-            });
-        }
-        Some(ept)
+        self.regime = Regime::new(&self.cpu, Ept::of_l2(&self.cpu));
     }
 
     /// Puts the index of the page-modification log back where L1 reads it.
