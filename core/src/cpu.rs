@@ -195,6 +195,18 @@ impl Cpu {
         self.sregs.ss.ar.dpl()
     }
 
+    /// RIP behind an instruction of `length` bytes. Outside 64-bit mode EIP wraps at 32 bits (SDM Vol. 1
+    /// "Instruction Pointer"); IP wraps by jumps alone.
+    #[must_use]
+    pub fn next_rip(&self, length: u64) -> u64 {
+        let next = self.regs.rip.wrapping_add(length);
+        if self.in_64_bit_mode() {
+            next
+        } else {
+            next & 0xffff_ffff
+        }
+    }
+
     /// Whether the processor is in 64-bit mode (long mode, CS.L).
     #[must_use]
     pub fn in_64_bit_mode(&self) -> bool {

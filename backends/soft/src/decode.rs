@@ -3,7 +3,7 @@
 
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind, Register};
 use nvmx_core::cpu::Cpu;
-use nvmx_core::x86::control::{cr0, efer, rflags};
+use nvmx_core::x86::control::{cr0, rflags};
 use nvmx_core::x86::cr_write::is_canonical;
 use nvmx_core::x86::{AccessRights, Exception, Gpr, Segment};
 
@@ -202,22 +202,10 @@ pub(crate) fn check(
     })
 }
 
-/// RIP after an instruction of `length` bytes.
-pub(crate) fn next_rip(cpu: &Cpu, length: usize) -> u64 {
-    let next = cpu.regs.rip.wrapping_add(length as u64);
-    if cpu.in_64_bit_mode() {
-        next
-    } else if cpu.sregs.efer & efer::LMA != 0 || code_bits(cpu) == 32 {
-        next & 0xffff_ffff
-    } else {
-        // 16-bit code may run past 64 KiB when the segment's limit allows; IP itself wraps only by jumps.
-        next & 0xffff_ffff
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nvmx_core::x86::control::efer;
 
     fn long_mode() -> Cpu {
         let mut cpu = Cpu::default();

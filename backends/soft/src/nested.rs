@@ -2,13 +2,11 @@
 
 use crate::processor::Processor;
 use nvmx_core::nested::NestedState;
-use nvmx_core::nested::set_rules::{
-    self, Answer, EntryCheck, EntryClass, Refused, SetContext, SetRefusal,
-};
+use nvmx_core::nested::set_rules::{self, EntryCheck, Refused, SetContext, SetRefusal};
 use nvmx_core::vcpu::Result;
 use nvmx_core::vmx::Vmcs12;
 use nvmx_core::vmx::entry;
-use nvmx_core::vmx::entry::checks::{self, Class};
+use nvmx_core::vmx::entry::checks;
 use nvmx_core::vmx::exit;
 use nvmx_core::vmx::vmcs12::Layout;
 use nvmx_core::x86::control::efer;
@@ -32,7 +30,7 @@ pub(crate) fn get(processor: &mut Processor) -> NestedState {
 pub(crate) fn set(processor: &mut Processor, state: &NestedState) -> Result<()> {
     let mut plan = check(processor, state)?;
     plan.start_preemption_timer(processor.cpu.tsc.l1());
-    let before = processor.cpu.clone();
+    let before = (processor.cpu.clone(), processor.apic.clone());
     if plan.leave_guest_first {
         let left = exit::leave_nested(&mut processor.cpu, &processor.ram);
         processor.left(&left);
@@ -40,7 +38,9 @@ pub(crate) fn set(processor: &mut Processor, state: &NestedState) -> Result<()> 
     let guest_mode = plan.vmx.guest_mode;
     processor.cpu.vmx = plan.vmx;
     if guest_mode && let Err(rule) = entry::resume_from_nested_state(&mut processor.cpu) {
-        processor.cpu = before;
+        // Leaving L2 has gone through the APIC and the level: all of it goes back.
+        (processor.cpu, processor.apic) = before;
+        processor.level_changed();
         return Err(Refused {
             rule: SetRefusal::EntryFailed,
             detail: format!("{}: {}", rule.id, rule.text),
@@ -58,11 +58,7 @@ pub(crate) fn answer(processor: &Processor, bytes: &[u8]) -> i32 {
         // Shorter than the header: copying it faults.
         return -EFAULT;
     };
-    match check(processor, &state).map_err(|refused| refused.rule.answer()) {
-        Ok(_) => 0,
-        Err(Answer::Errno(errno)) => -errno,
-        Err(Answer::Positive(number)) => number,
-    }
+    check(processor, &state).map_or_else(|refused| refused.rule.answer().returned(), |_| 0)
 }
 
 /// What the kernel would answer, and what it would do. Changes nothing.
@@ -80,14 +76,7 @@ pub(crate) fn check(
             l1_long_mode: cpu.sregs.efer & efer::LMA != 0,
             smm: cpu.smm,
         };
-        checks::kvm_restore_checks(&context, run_pending).map_err(|rule| EntryCheck {
-            class: match rule.class {
-                Class::InvalidControl => EntryClass::Controls,
-                Class::InvalidHostState => EntryClass::HostState,
-                Class::InvalidGuestState(_) => EntryClass::GuestState,
-            },
-            detail: format!("{}: {}", rule.id, rule.text),
-        })
+        checks::kvm_restore_checks(&context, run_pending).map_err(EntryCheck::from)
     };
     let context = SetContext {
         guest_has_vmx: cpuid::lookup(&cpu.model.cpuid, 1, 0)[2] & CPUID_VMX != 0,

@@ -7,12 +7,12 @@ use anyhow::bail;
 use nvmx_core::cpu::Model;
 use nvmx_core::memory::{GuestMemory, VecMemory};
 use nvmx_core::nested::NestedState;
-use nvmx_core::nested::set_rules::{self, Answer, EntryCheck, EntryClass, SetContext, SetRefusal};
+use nvmx_core::nested::set_rules::{self, EntryCheck, SetContext, SetRefusal};
 use nvmx_core::nested::specimen::{self, BreakingBlob};
 use nvmx_core::vcpu::{Parts, Vm};
 use nvmx_core::vmx::Vmcs12;
 use nvmx_core::vmx::capability::KVM_6_1_ICELAKE;
-use nvmx_core::vmx::entry::checks::{Class, Context, kvm_restore_checks};
+use nvmx_core::vmx::entry::checks::{Context, kvm_restore_checks};
 use nvmx_core::vmx::vmcs12::Layout;
 use nvmx_core::x86::control::{cr0, cr4, efer};
 use nvmx_core::x86::{AccessRights, Segment};
@@ -76,14 +76,7 @@ fn codec(blob: &BreakingBlob) -> i32 {
             smm: false,
             current: state.vmcs12_pa(),
         };
-        kvm_restore_checks(&context, run_pending).map_err(|rule| EntryCheck {
-            class: match rule.class {
-                Class::InvalidControl => EntryClass::Controls,
-                Class::InvalidHostState => EntryClass::HostState,
-                Class::InvalidGuestState(_) => EntryClass::GuestState,
-            },
-            detail: rule.id.into(),
-        })
+        kvm_restore_checks(&context, run_pending).map_err(EntryCheck::from)
     };
     let context = SetContext {
         guest_has_vmx: blob.guest_has_vmx,
@@ -94,11 +87,8 @@ fn codec(blob: &BreakingBlob) -> i32 {
         layout: Layout::Linux6_1,
         entry_checks: &checks,
     };
-    match set_rules::check(&state, &context).map_err(|refused| refused.rule.answer()) {
-        Ok(_) => 0,
-        Err(Answer::Errno(errno)) => -errno,
-        Err(Answer::Positive(number)) => number,
-    }
+    set_rules::check(&state, &context)
+        .map_or_else(|refused| refused.rule.answer().returned(), |_| 0)
 }
 
 /// What a machine answers, in 64-bit mode outside VMX operation and as the rule wants it. It must be

@@ -13,6 +13,7 @@ use super::convert::{has_preemption_timer, needs_shadow};
 use super::{FORMAT_VMX, Flags, HEADER_SIZE, NestedState, SmmFlags, VMCS12_STATE_SIZE, VmxFlags};
 use crate::addr::L1Phys;
 use crate::vcpu::BackendError;
+use crate::vmx::entry::checks::{Class, Rule};
 use crate::vmx::vmcs12::{Layout, VMCS12_REVISION, VMCS12_SIZE, VMCS12_USED};
 use crate::vmx::{Field, Vmcs12, VmxState};
 use std::fmt;
@@ -65,6 +66,17 @@ pub enum LeftBehind {
     Vmxon,
     /// VMX root operation with the new current VMCS. Its cached vmcs12 holds what was copied.
     VmxonWithVmcs12,
+}
+
+impl Answer {
+    /// The number that the ioctl hands out, `errno` made negative.
+    #[must_use]
+    pub const fn returned(self) -> i32 {
+        match self {
+            Self::Errno(errno) => -errno,
+            Self::Positive(number) => number,
+        }
+    }
 }
 
 macro_rules! rules {
@@ -226,6 +238,19 @@ pub enum EntryClass {
     HostState,
     /// `nested_vmx_check_guest_state`.
     GuestState,
+}
+
+impl From<&'static Rule> for EntryCheck {
+    fn from(rule: &'static Rule) -> Self {
+        Self {
+            class: match rule.class {
+                Class::InvalidControl => EntryClass::Controls,
+                Class::InvalidHostState => EntryClass::HostState,
+                Class::InvalidGuestState(_) => EntryClass::GuestState,
+            },
+            detail: format!("{}: {}", rule.id, rule.text),
+        }
+    }
 }
 
 /// KVM's entry checks of a vmcs12; the second argument is RUN_PENDING (guest EFER is checked only

@@ -288,7 +288,7 @@ impl Processor {
 
     /// Completes an interpreted instruction: RIP, the end of shadows and RF, the single-step trap.
     pub(crate) fn retire(&mut self, length: usize) {
-        self.cpu.regs.rip = decode::next_rip(&self.cpu, length);
+        self.cpu.regs.rip = self.cpu.next_rip(length as u64);
         self.cpu
             .interruptibility
             .remove(Interruptibility::STI | Interruptibility::MOV_SS);

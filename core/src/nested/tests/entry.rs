@@ -3,7 +3,7 @@
 use super::*;
 use crate::cpu::Model;
 use crate::memory::{GuestMemory, VecMemory};
-use crate::vmx::entry::checks::{Class, Context, kvm_restore_checks};
+use crate::vmx::entry::checks::{Context, kvm_restore_checks};
 
 #[test]
 fn the_blobs_break_the_same_rules_with_the_real_entry_checks() {
@@ -26,14 +26,7 @@ fn the_blobs_break_the_same_rules_with_the_real_entry_checks() {
             smm: false,
             current: Some(specimen::VMCS12),
         };
-        kvm_restore_checks(&context, run_pending).map_err(|rule| EntryCheck {
-            class: match rule.class {
-                Class::InvalidControl => EntryClass::Controls,
-                Class::InvalidHostState => EntryClass::HostState,
-                Class::InvalidGuestState(_) => EntryClass::GuestState,
-            },
-            detail: rule.id.into(),
-        })
+        kvm_restore_checks(&context, run_pending).map_err(EntryCheck::from)
     };
     let context = SetContext {
         entry_checks: &checks,

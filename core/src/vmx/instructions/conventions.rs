@@ -67,13 +67,7 @@ pub fn complete(cpu: &mut Cpu, result: &VmxResult, length: u32) {
         | VmxResult::EntryFailed { .. } => return,
     };
     cpu.regs.rflags = cpu.regs.rflags & !ARITHMETIC_FLAGS | flag;
-    let next = cpu.regs.rip.wrapping_add(u64::from(length));
-    // Outside 64-bit mode EIP wraps (SDM Vol. 1 "Instruction Pointer").
-    cpu.regs.rip = if cpu.in_64_bit_mode() {
-        next
-    } else {
-        next & 0xffff_ffff
-    };
+    cpu.regs.rip = cpu.next_rip(u64::from(length));
     cpu.interruptibility
         .remove(Interruptibility::STI | Interruptibility::MOV_SS);
 }
