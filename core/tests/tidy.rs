@@ -292,10 +292,12 @@ fn files(folder: &Path, root: &Path, found: &mut Vec<(String, String)>) {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
+        // In a second worktree `.git` is a file.
+        if name == "target" || name == ".git" {
+            continue;
+        }
         if path.is_dir() {
-            if name != "target" && name != ".git" {
-                files(&path, root, found);
-            }
+            files(&path, root, found);
         } else if !name.starts_with("nvmx-divergence-")
             && let Ok(text) = fs::read_to_string(&path)
         {

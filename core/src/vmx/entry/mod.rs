@@ -6,6 +6,7 @@
 mod active;
 pub mod checks;
 mod load;
+mod missing;
 mod pdptes;
 #[cfg(test)]
 pub(crate) mod test_support;

@@ -61,6 +61,7 @@ pub fn unsupported(vmcs12: &Vmcs12) -> Option<&'static str> {
         .iter()
         .find(|(control, _)| secondary.contains(*control))
         .map(|&(_, text)| text)
+        .or_else(|| super::missing::first(vmcs12))
 }
 
 #[cfg(test)]

@@ -1,0 +1,100 @@
+//! VMX capability MSRs of Bochs' models, read with RDMSR inside them.
+
+use super::table::vmx;
+
+const READ: &str = "read by RDMSR inside Bochs 2.7";
+const READ_3_0: &str = "read by RDMSR inside Bochs 3.0";
+
+vmx! {
+    /// `icelake_u`.
+    ICELAKE_U:
+    0x480 0x00d8_1000_0000_0004 READ;
+    0x481 0x0000_007f_0000_0016 READ;
+    0x482 0xfff9_fffe_0401_e172 READ;
+    0x483 0x007f_ffff_0003_6dff READ;
+    0x484 0x0000_ffff_0000_11ff READ;
+    0x485 0x0000_0000_6004_01e0 READ;
+    0x486 0x0000_0000_8000_0021 READ;
+    0x487 0x0000_0000_ffff_ffff READ;
+    0x488 0x0000_0000_0000_2000 READ;
+    0x489 0x0000_0000_0077_2fff READ;
+    0x48a 0x0000_0000_0000_0034 READ;
+    0x48b 0x0297_7fff_0000_0000 READ;
+    0x48c 0x0000_0f01_0633_4141 READ;
+    0x48d 0x0000_007f_0000_0016 READ;
+    0x48e 0xfff9_fffe_0400_6172 READ;
+    0x48f 0x007f_ffff_0003_6dfb READ;
+    0x490 0x0000_ffff_0000_11fb READ;
+    0x491 0x0000_0000_0000_0001 READ;
+}
+
+vmx! {
+    /// `skylake_x`.
+    SKYLAKE_X:
+    0x480 0x00d8_1000_0000_002b READ;
+    0x481 0x0000_007f_0000_0016 READ;
+    0x482 0xf7f9_fffe_0401_e172 READ;
+    0x483 0x007f_ffff_0003_6dff READ;
+    0x484 0x0000_ffff_0000_11ff READ;
+    0x485 0x0000_0000_6004_01e0 READ;
+    0x486 0x0000_0000_8000_0021 READ;
+    0x487 0x0000_0000_ffff_ffff READ;
+    0x488 0x0000_0000_0000_2000 READ;
+    0x489 0x0000_0000_0037_27ff READ;
+    0x48a 0x0000_0000_0000_0034 READ;
+    0x48b 0x0217_7fff_0000_0000 READ;
+    0x48c 0x0000_0f01_0633_4141 READ;
+    0x48d 0x0000_007f_0000_0016 READ;
+    0x48e 0xf7f9_fffe_0400_6172 READ;
+    0x48f 0x007f_ffff_0003_6dfb READ;
+    0x490 0x0000_ffff_0000_11fb READ;
+    0x491 0x0000_0000_0000_0001 READ;
+}
+
+vmx! {
+    /// `tigerlake`.
+    TIGERLAKE:
+    0x480 0x01d8_1000_0000_0004 READ;
+    0x481 0x0000_007f_0000_0016 READ;
+    0x482 0xfff9_fffe_0401_e172 READ;
+    0x483 0x107f_ffff_0003_6dff READ;
+    0x484 0x0010_ffff_0000_11ff READ;
+    0x485 0x0000_0000_6004_01e0 READ;
+    0x486 0x0000_0000_8000_0021 READ;
+    0x487 0x0000_0000_ffff_ffff READ;
+    0x488 0x0000_0000_0000_2000 READ;
+    0x489 0x0000_0000_00f7_2fff READ;
+    0x48a 0x0000_0000_0000_0034 READ;
+    0x48b 0x0297_7fff_0000_0000 READ;
+    0x48c 0x0000_0f01_06b3_4141 READ;
+    0x48d 0x0000_007f_0000_0016 READ;
+    0x48e 0xfff9_fffe_0400_6172 READ;
+    0x48f 0x107f_ffff_0003_6dfb READ;
+    0x490 0x0010_ffff_0000_11fb READ;
+    0x491 0x0000_0000_0000_0001 READ;
+}
+
+vmx! {
+    /// `sapphire_rapids`.
+    SAPPHIRE_RAPIDS:
+    0x480 0x01d8_1000_0000_0004 READ_3_0;
+    0x481 0x0000_00ff_0000_0016 READ_3_0;
+    0x482 0xfffb_fffe_0401_e172 READ_3_0;
+    0x483 0xf07f_ffff_0003_6dff READ_3_0;
+    0x484 0x0050_ffff_0000_11ff READ_3_0;
+    0x485 0x0000_0000_6004_01e0 READ_3_0;
+    0x486 0x0000_0000_8000_0021 READ_3_0;
+    0x487 0x0000_0000_ffff_ffff READ_3_0;
+    0x488 0x0000_0000_0000_2000 READ_3_0;
+    0x489 0x0000_0000_01f7_3fff READ_3_0;
+    0x48a 0x0000_0000_0000_0050 READ_3_0;
+    0x48b 0x06d7_7fff_0000_0000 READ_3_0;
+    0x48c 0x0000_0f01_06f3_4141 READ_3_0;
+    0x48d 0x0000_00ff_0000_0016 READ_3_0;
+    0x48e 0xfffb_fffe_0400_6172 READ_3_0;
+    0x48f 0xf07f_ffff_0003_6dfb READ_3_0;
+    0x490 0x0050_ffff_0000_11fb READ_3_0;
+    0x491 0x0000_0000_0000_0001 READ_3_0;
+    0x492 0x0000_0000_0000_0080 READ_3_0;
+    0x493 0x0000_0000_0100_000c READ_3_0;
+}
