@@ -198,15 +198,13 @@ impl Clock {
         self.block = core::ptr::null();
     }
 
-    /// The current block was left before the instruction at this linear address. Answers whether
-    /// instructions of the block ran before it.
-    pub(super) fn leave_at(&mut self, address: u64) -> bool {
+    /// The current block was left before the instruction at this linear address.
+    pub(super) fn leave_at(&mut self, address: u64) {
         let index = self.block().and_then(|block| block.index_of(address));
         if let Some(index) = index {
             self.current = index;
         }
         self.complete();
-        index.is_some_and(|index| index > 0)
     }
 
     /// Instructions that may still run.

@@ -18,6 +18,9 @@ impl Env {
     /// Sets the count (restoring a snapshot). Only between runs or in a handler.
     pub fn set_executed(&mut self, count: u64) {
         let remaining = self.clock.remaining();
+        if self.resume_held == Some(self.clock.done) {
+            self.resume_held = Some(count);
+        }
         self.clock.done = count;
         self.clock.limit = count.saturating_add(remaining);
         self.clock.slow_at = 0;

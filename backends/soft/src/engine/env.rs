@@ -2,6 +2,9 @@
 //!
 //! RFLAGS needs care: while unicorn runs, the arithmetic flags and DF live in lazy form outside
 //! EFLAGS. [`Env`] keeps that form at all times, and [`super::Engine::run`] converts at its ends.
+//! RF is held back: unicorn clears it at the end of some blocks only, so translated code never sees
+//! it, and it counts as set until one more instruction has run (SDM Vol. 3B "Instruction-Breakpoint
+//! Exception Condition"). Only IRET sets it natively; see [`super::hooks`].
 
 use super::clock::Clock;
 use super::ffi::{self, Field, SegmentCache};
@@ -84,6 +87,8 @@ pub struct Env {
     pub(super) bytes_len: usize,
     /// A look at memory from inside a handler must not call the handler again.
     pub(super) no_fill: bool,
+    /// RFLAGS.RF is set for as long as the count of executed instructions is this.
+    pub(super) resume_held: Option<u64>,
 }
 
 impl Env {
@@ -166,6 +171,7 @@ impl Env {
             | arithmetic & ARITHMETIC
             | direction
             | rflags::FIXED
+            | self.held_resume_flag()
     }
 
     /// Sets RFLAGS, complete.
@@ -173,29 +179,47 @@ impl Env {
         self.put(ffi::env::CC_SRC, value & ARITHMETIC);
         self.put(ffi::env::CC_OP, ffi::CC_OP_EFLAGS);
         self.put(ffi::env::DF, if value & rflags::DF != 0 { -1 } else { 1 });
+        self.resume_held = (value & rflags::RF != 0).then_some(self.clock.done);
         self.put(
             ffi::env::EFLAGS,
-            value & !(ARITHMETIC | rflags::DF) | rflags::FIXED,
+            value & !(ARITHMETIC | rflags::DF | rflags::RF) | rflags::FIXED,
         );
     }
 
-    /// Clears RFLAGS.RF.
-    pub(super) fn clear_resume_flag(&mut self) {
-        let flags = self.get(ffi::env::EFLAGS);
-        if flags & rflags::RF != 0 {
-            self.put(ffi::env::EFLAGS, flags & !rflags::RF);
+    /// RF, if it is held and no instruction has run since.
+    fn held_resume_flag(&self) -> u64 {
+        match self.resume_held {
+            Some(count) if count == self.clock.done => rflags::RF,
+            _ => 0,
         }
+    }
+
+    /// Takes RF out of translated code's sight, where a native IRET put it. Answers whether it was there.
+    pub(super) fn hold_resume_flag(&mut self) -> bool {
+        let flags = self.get(ffi::env::EFLAGS);
+        let set = flags & rflags::RF != 0;
+        if set {
+            self.put(ffi::env::EFLAGS, flags & !rflags::RF);
+            self.resume_held = Some(self.clock.done);
+        }
+        set
+    }
+
+    /// Whether translated code could see RF.
+    pub(super) fn resume_flag_in_sight(&self) -> bool {
+        self.get(ffi::env::EFLAGS) & rflags::RF != 0
     }
 
     /// Puts RFLAGS where `uc_emu_start` expects them.
     pub(super) fn flags_to_unicorn(&mut self) {
-        let value = self.rflags();
+        self.hold_resume_flag();
+        let value = self.rflags() & !rflags::RF;
         self.put(ffi::env::EFLAGS, value);
     }
 
-    /// Takes RFLAGS from where `uc_emu_start` left them.
+    /// Takes RFLAGS from where `uc_emu_start` left them, after the count has been brought up to date.
     pub(super) fn flags_from_unicorn(&mut self) {
-        let value = self.get(ffi::env::EFLAGS);
+        let value = self.get(ffi::env::EFLAGS) | self.held_resume_flag();
         self.set_rflags(value);
     }
 

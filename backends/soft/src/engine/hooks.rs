@@ -238,12 +238,9 @@ fn dispatch(shared: &mut Shared, number: i32) {
         }
     } else {
         let rip = env.linear_rip();
-        if env.clock.leave_at(rip) {
-            // An instruction ran: RF is clear (SDM Vol. 3B "Instruction-Breakpoint Exception
-            // Condition"). Unicorn clears it at the end of a block only.
-            env.clear_resume_flag();
-        }
+        env.clock.leave_at(rip);
     }
+    let resumed = env.hold_resume_flag();
     env.bytes_len = 0;
     if !between || code == 0x41 {
         let rip = env.linear_rip();
@@ -270,6 +267,9 @@ fn dispatch(shared: &mut Shared, number: i32) {
                 intercept = Intercept::Special(special);
             } else if intercept == Intercept::Rdtsc && is_rdtscp(bytes) {
                 intercept = Intercept::Rdtscp;
+            } else if intercept == Intercept::Hlt && resumed && !is_hlt(bytes) {
+                // Left here for RF's sake alone; the block is translated anew without it.
+                return;
             }
             shared.call(|machine, env| machine.intercept(env, intercept, error_code))
         }
@@ -365,6 +365,14 @@ fn reads_and_writes(factory: &mut InstructionInfoFactory, bytes: &[u8], size: Co
 fn is_rdtscp(bytes: &[u8]) -> bool {
     let mut opcode = bytes.iter().skip_while(|&&byte| byte != 0x0f);
     opcode.nth(1) == Some(&0x01)
+}
+
+/// Whether an intercepted HLT is one of the guest's.
+fn is_hlt(bytes: &[u8]) -> bool {
+    Decoder::new(64, bytes, DecoderOptions::NONE)
+        .decode()
+        .code()
+        == Code::Hlt
 }
 
 /// Whether these bytes hold a whole instruction.
@@ -534,6 +542,9 @@ fn must_not_translate(shared: &mut Shared, address: u64) -> bool {
     }
     if shared.asked_for_block {
         shared.asked_for_block = false;
+        if shared.env.resume_flag_in_sight() {
+            return true;
+        }
     } else {
         shared.translated += 1;
     }

@@ -286,6 +286,7 @@ impl Engine {
                     bytes: [0; MAX_INSTRUCTION_LENGTH],
                     bytes_len: 0,
                     no_fill: false,
+                    resume_held: None,
                 };
                 let shared = NonNull::from(Box::leak(Box::new(Shared::new(env))));
                 let mut engine = Self {
@@ -447,8 +448,8 @@ impl Engine {
         // SAFETY: unicorn has returned; `&mut self` is exclusive again.
         let shared = unsafe { self.shared.as_mut() };
         shared.pending = None;
-        shared.env.flags_from_unicorn();
         shared.env.clock.complete();
+        shared.env.flags_from_unicorn();
         if let Some(payload) = shared.panic.take() {
             std::panic::resume_unwind(payload);
         }

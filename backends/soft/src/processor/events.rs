@@ -18,9 +18,15 @@ impl Processor {
     pub(super) fn native_exception(&mut self, vector: u8, error_code: u32) -> Outcome {
         let exception = match vector {
             Exception::DB => {
-                // The only #DB that the engine raises is the single-step trap; RIP is behind.
+                // The only #DB that the engine raises is the single-step trap; RIP is behind the
+                // instruction. It joins what is pending already, and a monitor trap comes first.
                 const BS: u64 = 1 << 14;
-                return self.debug_trap(BS);
+                self.cpu.pending_debug |= BS;
+                self.one_instruction = false;
+                if self.in_l2() && self.primary_controls().contains(Primary::MONITOR_TRAP_FLAG) {
+                    self.cpu.vmx.mtf_pending = true;
+                }
+                return Ok(Done::Jumped);
             }
             Exception::DF
             | Exception::TS
@@ -40,15 +46,6 @@ impl Processor {
             },
         };
         Err(exception.into())
-    }
-
-    fn debug_trap(&mut self, dr6: u64) -> Outcome {
-        Err(Exception {
-            vector: Exception::DB,
-            error_code: None,
-            payload: dr6,
-        }
-        .into())
     }
 
     /// INT n, INT3, INTO, INT1.

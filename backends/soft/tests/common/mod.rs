@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test uses its part
 
 pub(crate) mod bare;
+pub(crate) mod nest;
 
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
 use nvmx_core::nested::NestedState;

@@ -11,11 +11,14 @@ use crate::vmx::exit::{SegmentFields, segment_fields};
 use crate::vmx::instructions::physical_address_is_valid;
 use crate::vmx::{Field, Vmcs12};
 use crate::x86::control::{cr0, efer};
-use crate::x86::{AccessRights, DescriptorTable, Event, Gpr, Segment};
+use crate::x86::{AccessRights, DescriptorTable, Event, EventKind, Gpr, Segment};
 
 /// Bits of DR7 that can be set, and the one that always is.
 const DR7_VOLATILE: u64 = 0xffff_2bff;
 const DR7_FIXED: u64 = 0x400;
+/// Activity states in which nothing is pending after VM entry.
+const SHUTDOWN: u32 = Activity::Shutdown as u32;
+const WAIT_FOR_SIPI: u32 = Activity::WaitForSipi as u32;
 /// CR0 bits that a VM entry leaves alone.
 const CR0_KEPT: u64 = cr0::NW | cr0::CD;
 
@@ -174,4 +177,21 @@ fn load_non_register_state(cpu: &mut Cpu) {
         vmcs12.get32(Field::VM_ENTRY_INSTRUCTION_LEN),
     );
     cpu.activity = Activity::Active;
+    if !keeps_pending_debug(cpu) {
+        cpu.pending_debug = 0;
+    }
+}
+
+/// "Delivery of Pending Debug Exceptions after VM Entry": whether those of the field outlive the entry.
+fn keeps_pending_debug(cpu: &Cpu) -> bool {
+    let blocked = cpu.interruptibility.contains(Interruptibility::MOV_SS);
+    match cpu.injected.map(|event| event.kind) {
+        None => !matches!(
+            cpu.vmx.vmcs12.get32(Field::GUEST_ACTIVITY_STATE),
+            SHUTDOWN | WAIT_FOR_SIPI
+        ),
+        Some(EventKind::Other) => true,
+        Some(EventKind::SoftwareInterrupt | EventKind::PrivilegedSoftwareException) => blocked,
+        Some(_) => false,
+    }
 }
