@@ -2,6 +2,7 @@
 //! or an instruction of the model reads or changes. The software backend keeps it in step with its
 //! execution engine; the tests need no engine.
 
+pub use crate::personality::Personality;
 use crate::vmx::VmxState;
 use crate::x86::cpuid::CpuidEntry;
 use crate::x86::{DebugRegs, Event, Exception, Regs, Sregs};
@@ -121,16 +122,6 @@ impl Tsc {
     pub const fn l1(&self) -> u64 {
         self.ticks.wrapping_add(self.l1_offset)
     }
-}
-
-/// Whose behaviour the model shows where the two differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-pub enum Personality {
-    /// The SDM's: what silicon does.
-    Sdm,
-    /// That of KVM's L0, as L1 sees it.
-    #[default]
-    Kvm,
 }
 
 /// What stays the same while a processor runs: CPUID and the VMX capabilities of L1.

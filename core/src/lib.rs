@@ -15,6 +15,7 @@ pub mod memory;
 pub mod msr;
 pub mod nested;
 pub mod paging;
+pub mod personality;
 pub mod profiles;
 pub mod vcpu;
 pub mod vmx;

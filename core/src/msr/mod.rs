@@ -10,7 +10,8 @@ mod system;
 #[cfg(test)]
 mod tests;
 
-use crate::cpu::{Cpu, Personality};
+use crate::cpu::Cpu;
+use crate::personality::Difference;
 use crate::vmx::entry::l2_tsc;
 use crate::x86::cr_write::is_canonical;
 use crate::x86::msr::*;
@@ -237,17 +238,11 @@ fn linear_width(cpu: &Cpu) -> u8 {
     cpu.model.linear_address_width.clamp(48, 64)
 }
 
-/// The SDM has a non-canonical SYSENTER address fault. KVM sign-extends it instead, because AMD's
-/// processors take any.
 fn sysenter_address(cpu: &Cpu, value: u64) -> Result<u64, MsrFault> {
-    match cpu.model.personality {
-        Personality::Sdm => {
-            require(canonical(cpu, value))?;
-            Ok(value)
-        }
-        Personality::Kvm => {
-            let unused = 64 - u32::from(linear_width(cpu));
-            Ok(((value << unused) as i64 >> unused) as u64)
-        }
+    if cpu.model.as_kvm(Difference::SysenterAddress) {
+        let unused = 64 - u32::from(linear_width(cpu));
+        return Ok(((value << unused) as i64 >> unused) as u64);
     }
+    require(canonical(cpu, value))?;
+    Ok(value)
 }

@@ -2,7 +2,8 @@
 
 use super::features::{EXECUTE_DISABLE, LONG_MODE, X2APIC};
 use super::{MsrEffect, MsrFault, require};
-use crate::cpu::{Cpu, Personality};
+use crate::cpu::Cpu;
+use crate::personality::Difference;
 use crate::x86::control::{cr0, efer};
 
 /// SDM Vol. 3A "Initializing IA-32e Mode": LME cannot change while paging is on; LMA is read-only, and
@@ -82,12 +83,12 @@ pub(super) fn write_misc_enable(cpu: &mut Cpu, value: u64) -> Result<(), MsrFaul
     Ok(())
 }
 
-/// SDM Vol. 3B "IA32_DEBUGCTL MSR". KVM drops LBR and BTF silently where it does not virtualise them.
+/// SDM Vol. 3B "IA32_DEBUGCTL MSR".
 pub(super) fn write_debugctl(cpu: &mut Cpu, value: u64) -> Result<(), MsrFault> {
     const LBR: u64 = 1 << 0;
     const BTF: u64 = 1 << 1;
     require(value & !(LBR | BTF) == 0)?;
-    if value != 0 && cpu.model.personality == Personality::Sdm {
+    if value != 0 && !cpu.model.as_kvm(Difference::WrittenDebugctl) {
         return Err(MsrFault::Unsupported(
             "last-branch records and BTF, SDM Vol. 3B \"IA32_DEBUGCTL MSR\"",
         ));

@@ -1,6 +1,7 @@
 //! Reads and writes, row by row.
 
 use super::*;
+use crate::personality::Personality;
 use crate::x86::control::{cr0, efer};
 use crate::x86::cpuid::CpuidEntry;
 use std::sync::Arc;

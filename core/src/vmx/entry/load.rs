@@ -3,9 +3,10 @@
 use super::checks::{self, Rule};
 use super::{active_secondary, entry_controls, pdptes};
 use crate::addr::L1Phys;
-use crate::cpu::{Activity, Cpu, Interruptibility, Personality};
+use crate::cpu::{Activity, Cpu, Interruptibility};
 use crate::memory::GuestMemory;
 use crate::paging::{PagingMode, mode_of};
+use crate::personality::Difference;
 use crate::vmx::controls::{EntryControls, Secondary};
 use crate::vmx::exit::{SegmentFields, segment_fields};
 use crate::vmx::instructions::physical_address_is_valid;
@@ -63,7 +64,7 @@ fn load_control_registers(cpu: &mut Cpu, controls: EntryControls, run_pending: b
     let sregs = &mut cpu.sregs;
     let old_cr0 = sregs.cr0;
     sregs.cr0 = vmcs12.get(Field::GUEST_CR0);
-    if cpu.model.personality == Personality::Sdm {
+    if !cpu.model.as_kvm(Difference::EntryCr0) {
         sregs.cr0 = sregs.cr0 & !CR0_KEPT | old_cr0 & CR0_KEPT | cr0::ET;
     }
     sregs.cr4 = vmcs12.get(Field::GUEST_CR4);
@@ -71,8 +72,7 @@ fn load_control_registers(cpu: &mut Cpu, controls: EntryControls, run_pending: b
         vmcs12.get(Field::GUEST_IA32_EFER)
     } else if controls.contains(EntryControls::IA32E_MODE_GUEST) {
         sregs.efer | LONG_MODE
-    } else if cpu.model.personality == Personality::Kvm || sregs.cr0 & cr0::PG != 0 {
-        // "IA32_EFER.LME is modified only if CR0.PG is being set"; KVM clears it always.
+    } else if cpu.model.as_kvm(Difference::EntryEfer) || sregs.cr0 & cr0::PG != 0 {
         sregs.efer & !LONG_MODE
     } else {
         sregs.efer & !efer::LMA
@@ -95,10 +95,10 @@ fn load_msrs(cpu: &mut Cpu, controls: EntryControls, run_pending: bool) {
         return;
     }
     if controls.contains(EntryControls::LOAD_DEBUG_CONTROLS) {
-        msrs.debugctl = match cpu.model.personality {
-            // KVM drops BTF and LBR, which are all that its check lets pass without LBRs.
-            Personality::Kvm => 0,
-            Personality::Sdm => vmcs12.get(Field::GUEST_IA32_DEBUGCTL),
+        msrs.debugctl = if cpu.model.as_kvm(Difference::EntryDebugctl) {
+            0
+        } else {
+            vmcs12.get(Field::GUEST_IA32_DEBUGCTL)
         };
     }
     if controls.contains(EntryControls::LOAD_PAT) {

@@ -28,8 +28,9 @@ use super::controls::{Primary, Secondary};
 use super::exit::{Flush, Left, MsrEffects, VmExit, leave, load_msrs};
 use super::instructions::InstructionError;
 use crate::addr::L1Phys;
-use crate::cpu::{Activity, Cpu, Interruptibility, Personality};
+use crate::cpu::{Activity, Cpu, Interruptibility};
 use crate::memory::GuestMemory;
+use crate::personality::Difference;
 use crate::x86::EventKind;
 use crate::x86::control::{efer, rflags};
 use checks::{Class, Context, Phase, Rule};
@@ -86,7 +87,7 @@ pub fn launch_or_resume(cpu: &mut Cpu, memory: &dyn GuestMemory, kind: EntryKind
     if let Err(outcome) = check_launch_state(cpu, kind) {
         return outcome;
     }
-    let is_kvm = cpu.model.personality == Personality::Kvm;
+    let is_kvm = cpu.model.as_kvm(Difference::EntryRounds);
     let early = if is_kvm {
         Phase::KvmSoftware
     } else {
@@ -229,8 +230,7 @@ fn enter_activity(cpu: &mut Cpu) {
             if !is_woken {
                 cpu.vmx.run_pending = false;
                 cpu.activity = Activity::Hlt;
-            } else if cpu.model.personality == Personality::Sdm && cpu.injected.is_none() {
-                // The window's exit finds the processor in HLT; KVM has it active.
+            } else if !cpu.model.as_kvm(Difference::WindowInHlt) && cpu.injected.is_none() {
                 cpu.activity = Activity::Hlt;
             }
         }

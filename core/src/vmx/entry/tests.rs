@@ -3,6 +3,7 @@
 use super::*;
 use crate::cpu::Model;
 use crate::memory::VecMemory;
+use crate::personality::Personality;
 use crate::vmx::controls::{PinBased, Primary};
 use crate::vmx::vmcs12::LaunchState;
 use crate::x86::{Event, Gpr};

@@ -2,8 +2,9 @@
 
 use super::{Flush, MsrEffects, VmxAbort, load_msrs};
 use crate::addr::L1Phys;
-use crate::cpu::{Activity, Cpu, Interruptibility, Personality};
+use crate::cpu::{Activity, Cpu, Interruptibility};
 use crate::memory::GuestMemory;
+use crate::personality::Difference;
 use crate::vmx::Field;
 use crate::vmx::controls::{ExitControls, Secondary};
 use crate::vmx::entry::{active_secondary, exit_controls, reload_pdptes};
@@ -75,8 +76,7 @@ fn load_control_registers(cpu: &mut Cpu, controls: ExitControls) {
     let old_cr0 = sregs.cr0;
     sregs.cr0 = vmcs12.get(Field::HOST_CR0);
     sregs.cr4 = vmcs12.get(Field::HOST_CR4);
-    if cpu.model.personality == Personality::Sdm {
-        // KVM's L0 loads the fields as they are.
+    if !cpu.model.as_kvm(Difference::ExitCr) {
         sregs.cr0 = sregs.cr0 & !CR0_KEPT | old_cr0 & CR0_KEPT | cr0::ET;
         if is_64_bit {
             sregs.cr4 |= cr4::PAE;
@@ -112,8 +112,7 @@ fn load_registers(cpu: &mut Cpu, controls: ExitControls) {
 /// "Loading Host Segment and Descriptor-Table Registers".
 fn load_segments(cpu: &mut Cpu, controls: ExitControls) {
     let vmcs12 = &cpu.vmx.vmcs12;
-    // The SDM makes a null selector's segment unusable; KVM's L0 does not.
-    let null_is_unusable = cpu.model.personality == Personality::Sdm;
+    let null_is_unusable = !cpu.model.as_kvm(Difference::ExitNullSelectors);
     let data = |selector: Field, base: u64| {
         let selector = vmcs12.get(selector) as u16;
         let unusable = if null_is_unusable && selector == 0 {

@@ -23,8 +23,9 @@ use super::controls::{PinBased, Secondary};
 use super::entry::{active_secondary, pin_based};
 use super::vmcs12::LaunchState;
 use crate::addr::L1Phys;
-use crate::cpu::{Cpu, Interruptibility, Personality};
+use crate::cpu::{Cpu, Interruptibility};
 use crate::memory::GuestMemory;
+use crate::personality::Difference;
 use crate::x86::control::rflags;
 use crate::x86::{Event, EventKind, Exception};
 
@@ -173,7 +174,8 @@ fn hold_debug_trap(cpu: &mut Cpu, exit: &VmExit) {
 /// reason and the qualification alone.
 fn record(cpu: &mut Cpu, exit: &VmExit) {
     let injected = cpu.injected;
-    let is_kvm = cpu.model.personality == Personality::Kvm;
+    let keeps_int1 = !cpu.model.as_kvm(Difference::VectoringInt1);
+    let writes_entry_length = cpu.model.as_kvm(Difference::VectoringLength);
     let vmcs12 = &mut cpu.vmx.vmcs12;
     vmcs12.set(Field::VM_EXIT_REASON, u64::from(exit.reason.0));
     vmcs12.set(Field::EXIT_QUALIFICATION, exit.qualification);
@@ -184,7 +186,7 @@ fn record(cpu: &mut Cpu, exit: &VmExit) {
     let entry_information = vmcs12.get(Field::VM_ENTRY_INTR_INFO_FIELD);
     vmcs12.set(Field::VM_ENTRY_INTR_INFO_FIELD, entry_information & !VALID);
 
-    let vectoring = injected.filter(|event| is_vectoring(event, exit, is_kvm));
+    let vectoring = injected.filter(|event| is_vectoring(event, exit, keeps_int1));
     vmcs12.set(
         Field::IDT_VECTORING_INFO_FIELD,
         u64::from(vectoring.map_or(0, |event| event.information())),
@@ -197,8 +199,7 @@ fn record(cpu: &mut Cpu, exit: &VmExit) {
         if is_software(&event) {
             let length = u32::from(event.instruction_length);
             instruction_length = instruction_length.or(Some(length));
-            if is_kvm && event.kind == EventKind::SoftwareInterrupt {
-                // KVM writes the wrong field as well (`vmcs12_save_pending_event`).
+            if writes_entry_length && event.kind == EventKind::SoftwareInterrupt {
                 vmcs12.set(Field::VM_ENTRY_INSTRUCTION_LEN, u64::from(length));
             }
         }
@@ -235,7 +236,7 @@ fn record(cpu: &mut Cpu, exit: &VmExit) {
 
 /// Whether the exit happened during delivery of `event` ("Information for VM Exits During Event
 /// Delivery"): never for a double or triple fault.
-fn is_vectoring(event: &Event, exit: &VmExit, is_kvm: bool) -> bool {
+fn is_vectoring(event: &Event, exit: &VmExit, keeps_int1: bool) -> bool {
     let is_double_fault = exit.reason == ExitReason::EXCEPTION_OR_NMI
         && exit
             .interruption
@@ -246,8 +247,7 @@ fn is_vectoring(event: &Event, exit: &VmExit, is_kvm: bool) -> bool {
     match event.kind {
         // A pending MTF VM exit is not delivered through the IDT.
         EventKind::Other => false,
-        // KVM does not track INT1's delivery.
-        EventKind::PrivilegedSoftwareException => !is_kvm,
+        EventKind::PrivilegedSoftwareException => keeps_int1,
         _ => true,
     }
 }
@@ -277,11 +277,10 @@ fn write_shadow_vmcs12(cpu: &Cpu, memory: &dyn GuestMemory) {
 fn update_nmi_blocking(cpu: &mut Cpu, exit: &VmExit, l2_blocks_nmis: bool) {
     let is_nmi = exit.reason == ExitReason::EXCEPTION_OR_NMI
         && exit.interruption.is_some_and(|e| e.kind == EventKind::Nmi);
-    let kept = match cpu.model.personality {
-        Personality::Kvm => cpu.vmx.l1_nmi_blocked,
-        Personality::Sdm => {
-            l2_blocks_nmis && !pin_based(&cpu.vmx.vmcs12).contains(PinBased::VIRTUAL_NMIS)
-        }
+    let kept = if cpu.model.as_kvm(Difference::ExitNmiBlocking) {
+        cpu.vmx.l1_nmi_blocked
+    } else {
+        l2_blocks_nmis && !pin_based(&cpu.vmx.vmcs12).contains(PinBased::VIRTUAL_NMIS)
     };
     cpu.vmx.l1_nmi_blocked = false;
     cpu.interruptibility = if is_nmi || kept {
@@ -291,10 +290,10 @@ fn update_nmi_blocking(cpu: &mut Cpu, exit: &VmExit, l2_blocks_nmis: bool) {
     };
 }
 
-/// "VMX Aborts". KVM turns an abort into a triple fault of L1 and writes no indicator.
+/// "VMX Aborts".
 fn shut_down(cpu: &mut Cpu, memory: &dyn GuestMemory, abort: VmxAbort) {
     cpu.triple_fault_pending = true;
-    if cpu.model.personality == Personality::Sdm
+    if !cpu.model.as_kvm(Difference::Abort)
         && let Some(current) = cpu.vmx.current
     {
         cpu.vmx.vmcs12.set_abort(abort as u32);

@@ -1,7 +1,8 @@
 //! Saving guest state (SDM Vol. 3C "Saving Guest State").
 
-use crate::cpu::{Activity, Cpu, Personality};
+use crate::cpu::{Activity, Cpu};
 use crate::paging::{PagingMode, mode_of};
+use crate::personality::Difference;
 use crate::vmx::Field;
 use crate::vmx::controls::{EntryControls, ExitControls, Secondary};
 use crate::vmx::entry::{
@@ -51,7 +52,8 @@ pub fn save_guest_state(cpu: &mut Cpu) {
     save_control_registers(cpu);
     save_segments(cpu);
     let saves = exit_controls(&cpu.vmx.vmcs12);
-    let is_kvm = cpu.model.personality == Personality::Kvm;
+    let saves_msrs = !cpu.model.as_kvm(Difference::ExitMsrs);
+    let saves_shutdown = !cpu.model.as_kvm(Difference::ExitShutdown);
     let vmcs12 = &mut cpu.vmx.vmcs12;
 
     vmcs12.set(Field::GUEST_RSP, cpu.regs.get(Gpr::Rsp));
@@ -67,8 +69,8 @@ pub fn save_guest_state(cpu: &mut Cpu) {
     if saves.contains(ExitControls::SAVE_EFER) {
         vmcs12.set(Field::GUEST_IA32_EFER, cpu.sregs.efer);
     }
-    // KVM keeps these in vmcs12 as L2 writes them: see `note_msr_write`.
-    if !is_kvm {
+    // Else they are in vmcs12 since L2 wrote them: see `note_msr_write`.
+    if saves_msrs {
         if saves.contains(ExitControls::SAVE_DEBUG_CONTROLS) {
             vmcs12.set(Field::GUEST_IA32_DEBUGCTL, cpu.msrs.debugctl);
         }
@@ -86,8 +88,7 @@ pub fn save_guest_state(cpu: &mut Cpu) {
         u64::from(cpu.interruptibility.bits()),
     );
     let activity = match cpu.activity {
-        // KVM has no such activity for a guest: a triple fault is an exit.
-        Activity::Shutdown if is_kvm => Activity::Active,
+        Activity::Shutdown if !saves_shutdown => Activity::Active,
         activity => activity,
     };
     vmcs12.set(Field::GUEST_ACTIVITY_STATE, activity as u64);
@@ -163,7 +164,7 @@ fn save_segments(cpu: &mut Cpu) {
 /// Call after L2 wrote an MSR that L1 does not intercept: KVM puts some of them into vmcs12 at the
 /// write instead of at the exit (`vmx_set_msr`), and so leaves the field alone where L2 wrote none.
 pub fn note_msr_write(cpu: &mut Cpu, number: u32) {
-    if !cpu.vmx.guest_mode || cpu.model.personality != Personality::Kvm {
+    if !cpu.vmx.guest_mode || !cpu.model.as_kvm(Difference::ExitMsrs) {
         return;
     }
     let saves = exit_controls(&cpu.vmx.vmcs12);

@@ -4,6 +4,7 @@ use super::qualification::{ControlRegisterAccess, IoAccess, TaskSwitchSource};
 use super::*;
 use crate::addr::L2Phys;
 use crate::cpu::{Activity, Model};
+use crate::personality::Personality;
 use crate::vmx::controls::ExitControls;
 use crate::vmx::entry::test_support as support;
 use crate::x86::control::{cr0, efer};

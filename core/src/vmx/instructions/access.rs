@@ -1,7 +1,9 @@
 //! VMREAD and VMWRITE (SDM Vol. 3C "VMREAD", "VMWRITE").
 
 use super::{InstructionError, VmxResult};
-use crate::cpu::{Cpu, Personality};
+use crate::cpu::Cpu;
+use crate::personality::Difference;
+use crate::profiles::has_field;
 use crate::vmx::Field;
 use crate::vmx::capability::Capability;
 use crate::vmx::vmcs12::Layout;
@@ -24,12 +26,12 @@ fn field_of(encoding: u64) -> Result<Field, VmxResult> {
     u32::try_from(encoding).map(Field).map_err(|_| UNSUPPORTED)
 }
 
-/// The fields that the processor has.
-fn layout(cpu: &Cpu) -> Layout {
-    match cpu.model.personality {
-        Personality::Kvm => Layout::Linux6_1,
-        Personality::Sdm => Layout::Extended,
+/// The fields that the processor has a place for, if it has `field`.
+fn layout(cpu: &Cpu, field: Field) -> Option<Layout> {
+    if cpu.model.as_kvm(Difference::VmcsFields) {
+        return Some(Layout::Linux6_1);
     }
+    has_field(Capability::from(&*cpu.model), field).then_some(Layout::Extended)
 }
 
 /// VMREAD of the field whose encoding the register operand holds. The caller stores the value (its
@@ -44,7 +46,9 @@ pub fn vmread(cpu: &Cpu, encoding: u64) -> Result<u64, VmxResult> {
     } else {
         &cpu.vmx.vmcs12
     };
-    vmcs.try_get(field, layout(cpu)).ok_or(UNSUPPORTED)
+    layout(cpu, field)
+        .and_then(|layout| vmcs.try_get(field, layout))
+        .ok_or(UNSUPPORTED)
 }
 
 /// VMWRITE of `value` (zero-extended from 32 bits outside 64-bit mode) to the field with this
@@ -53,19 +57,19 @@ pub fn vmwrite(cpu: &mut Cpu, encoding: u64, mut value: u64) -> VmxResult {
     if !has_target(cpu) {
         return VmxResult::FailInvalid;
     }
-    let layout = layout(cpu);
     let field = match field_of(encoding) {
         Ok(field) => field,
         Err(result) => return result,
     };
-    if cpu.vmx.vmcs12.try_get(field, layout).is_none() {
+    let exists = layout(cpu, field).and_then(|layout| cpu.vmx.vmcs12.try_get(field, layout));
+    if exists.is_none() {
         return UNSUPPORTED;
     }
     if field.is_read_only() && !Capability::from(&*cpu.model).vmwrite_any() {
         return VmxResult::FailValid(InstructionError::READ_ONLY_COMPONENT);
     }
     let is_access_rights = (Field::GUEST_ES_AR_BYTES..=Field::GUEST_TR_AR_BYTES).contains(&field);
-    if is_access_rights && cpu.model.personality == Personality::Kvm {
+    if is_access_rights && cpu.model.as_kvm(Difference::AccessRights) {
         value &= ACCESS_RIGHTS_KEPT;
     }
     let vmcs = if cpu.vmx.guest_mode {

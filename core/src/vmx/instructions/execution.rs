@@ -4,8 +4,9 @@
 
 use super::{VmxResult, invalidation, vmxon};
 use crate::addr::L1Phys;
-use crate::cpu::{Cpu, Personality};
+use crate::cpu::Cpu;
 use crate::memory::GuestMemory;
+use crate::personality::Difference;
 use crate::vmx::Field;
 use crate::vmx::controls::Secondary;
 use crate::vmx::entry::active_secondary;
@@ -113,7 +114,7 @@ pub fn check_execution(
     match instruction {
         Instruction::Vmxon => vmxon::check(cpu),
         // Who may call is the hypercall's matter under KVM.
-        Instruction::Vmcall if cpu.model.personality == Personality::Kvm => Ok(()),
+        Instruction::Vmcall if cpu.model.as_kvm(Difference::Vmcall) => Ok(()),
         Instruction::Invept => {
             require_cpl_0(cpu)?;
             invalidation::check_invept_type(cpu, operands.register)
@@ -148,7 +149,7 @@ fn is_recognised(cpu: &Cpu, instruction: Instruction) -> bool {
         // An exit from L2 comes before the checks of the mode.
         Instruction::Vmcall => {
             cpu.vmx.guest_mode
-                || cpu.model.personality == Personality::Kvm
+                || cpu.model.as_kvm(Difference::Vmcall)
                 || cpu.vmx.vmxon.is_some() && mode_allows(cpu)
         }
         Instruction::Vmfunc => {

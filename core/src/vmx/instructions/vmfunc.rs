@@ -2,8 +2,9 @@
 
 use super::{InstructionError, Operands, VmxResult};
 use crate::addr::L1Phys;
-use crate::cpu::{Cpu, Personality};
+use crate::cpu::Cpu;
 use crate::memory::GuestMemory;
+use crate::personality::Difference;
 use crate::vmx::Field;
 use crate::vmx::capability::Capability;
 use crate::vmx::entry::vpid;
@@ -65,25 +66,27 @@ mod hypercall {
 /// Under KVM it is a hypercall to L0, in and outside VMX operation, RFLAGS untouched: this model has
 /// none but the one that does nothing.
 pub fn vmcall(cpu: &mut Cpu) -> VmxResult {
-    match cpu.model.personality {
-        Personality::Kvm => {
-            let long = cpu.in_64_bit_mode();
-            let number = cpu.regs.get(Gpr::Rax);
-            let number = if long { number } else { number & 0xffff_ffff };
-            let result = if cpu.cpl() != 0 {
-                -hypercall::EPERM
-            } else if number == hypercall::VAPIC_POLL_IRQ {
-                0
-            } else {
-                -hypercall::KVM_ENOSYS
-            } as u64;
-            let result = if long { result } else { result & 0xffff_ffff };
-            cpu.regs.set(Gpr::Rax, result);
-            VmxResult::Done
-        }
+    if !cpu.model.as_kvm(Difference::Vmcall) {
         // No SMM monitor is configured: IA32_SMM_MONITOR_CTL is not supported.
-        Personality::Sdm if cpu.vmx.vmxon.is_none() => VmxResult::Fault(Exception::UNDEFINED),
-        Personality::Sdm if cpu.cpl() != 0 => VmxResult::Fault(Exception::GENERAL_PROTECTION),
-        Personality::Sdm => VmxResult::fail(cpu, InstructionError::VMCALL_IN_ROOT),
+        return if cpu.vmx.vmxon.is_none() {
+            VmxResult::Fault(Exception::UNDEFINED)
+        } else if cpu.cpl() != 0 {
+            VmxResult::Fault(Exception::GENERAL_PROTECTION)
+        } else {
+            VmxResult::fail(cpu, InstructionError::VMCALL_IN_ROOT)
+        };
     }
+    let long = cpu.in_64_bit_mode();
+    let number = cpu.regs.get(Gpr::Rax);
+    let number = if long { number } else { number & 0xffff_ffff };
+    let result = if cpu.cpl() != 0 {
+        -hypercall::EPERM
+    } else if number == hypercall::VAPIC_POLL_IRQ {
+        0
+    } else {
+        -hypercall::KVM_ENOSYS
+    } as u64;
+    let result = if long { result } else { result & 0xffff_ffff };
+    cpu.regs.set(Gpr::Rax, result);
+    VmxResult::Done
 }

@@ -1,8 +1,9 @@
 //! What the rules look at, and the questions that many of them ask.
 
 use crate::addr::L1Phys;
-use crate::cpu::{Model, Personality};
+use crate::cpu::Model;
 use crate::memory::GuestMemory;
+use crate::personality::Difference;
 use crate::vmx::capability::{Capability, ControlField};
 use crate::vmx::controls::{EntryControls, ExitControls, PinBased, Primary, Secondary};
 use crate::vmx::entry::{active_secondary, entry_controls, exit_controls, pin_based, primary};
@@ -102,8 +103,7 @@ impl Context<'_> {
         is_canonical(address, self.linear_width())
     }
 
-    /// Bits of a linear address. A processor takes its own width; KVM (up to Linux 6.12) what L1's
-    /// CR4.LA57 selects, which the host state repeats.
+    /// Bits of a linear address. (L1's CR4.LA57 is repeated in the host state.)
     #[inline(always)]
     fn linear_width(&self) -> u8 {
         let width = match self.model.linear_address_width {
@@ -111,9 +111,10 @@ impl Context<'_> {
             width => width,
         };
         let has_la57 = self.get(Field::HOST_CR4) & cr4::LA57 != 0;
-        match self.model.personality {
-            Personality::Kvm if !has_la57 => width.min(48),
-            _ => width,
+        if self.model.as_kvm(Difference::CanonicalWidth) && !has_la57 {
+            width.min(48)
+        } else {
+            width
         }
     }
 
@@ -148,15 +149,15 @@ impl Context<'_> {
         !(general | ((1 << fixed) - 1) << 32)
     }
 
-    /// Bits reserved in IA32_DEBUGCTL. KVM's answer has no LBRs: BTF and LBR pass and are dropped.
+    /// Bits reserved in IA32_DEBUGCTL.
     pub(super) fn debugctl_reserved(&self) -> u64 {
         const LBR_AND_BTF: u64 = 0b11;
-        match self.model.personality {
-            Personality::Kvm => !LBR_AND_BTF,
-            // LBR, BTF, TR, BTS, BTINT, BTS_OFF_OS, BTS_OFF_USR, FREEZE_LBRS_ON_PMI,
-            // FREEZE_PERFMON_ON_PMI, UNCORE_PMI_EN, FREEZE_WHILE_SMM, RTM_DEBUG.
-            Personality::Sdm => !0xffc3,
+        if self.model.as_kvm(Difference::DebugctlReserved) {
+            return !LBR_AND_BTF;
         }
+        // LBR, BTF, TR, BTS, BTINT, BTS_OFF_OS, BTS_OFF_USR, FREEZE_LBRS_ON_PMI,
+        // FREEZE_PERFMON_ON_PMI, UNCORE_PMI_EN, FREEZE_WHILE_SMM, RTM_DEBUG.
+        !0xffc3
     }
 }
 

@@ -1,0 +1,239 @@
+//! Where KVM's answer to L1 is another than the SDM's: a table, and the only place that knows of it. Code
+//! that has two answers asks [`Model::as_kvm`] with the row's name.
+//!
+//! What KVM does without contradicting the SDM (checks in an order of its own, fields in memory that the
+//! SDM leaves to the processor) is no row: both personalities do it KVM's way.
+
+use crate::cpu::Model;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// Whose behaviour the model shows where the two differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Personality {
+    /// The SDM's: what silicon does.
+    Sdm,
+    /// That of KVM's L0, as L1 sees it.
+    #[default]
+    Kvm,
+}
+
+impl Personality {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Sdm, Self::Kvm];
+
+    /// `sdm` or `kvm`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sdm => "sdm",
+            Self::Kvm => "kvm",
+        }
+    }
+}
+
+impl fmt::Display for Personality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Personality {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|personality| personality.name() == text)
+            .ok_or_else(|| format!("{text:?} is no personality; known are sdm and kvm"))
+    }
+}
+
+impl Model {
+    /// Whether the model behaves as KVM does in this respect.
+    #[inline(always)]
+    #[must_use]
+    pub const fn as_kvm(&self, _respect: Difference) -> bool {
+        matches!(self.personality, Personality::Kvm)
+    }
+}
+
+/// A respect in which KVM differs.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// The respect.
+    pub difference: Difference,
+    /// Its name: `sysenter-address`.
+    pub id: &'static str,
+    /// Title of the SDM section.
+    pub section: &'static str,
+    /// What the SDM has.
+    pub sdm: &'static str,
+    /// What KVM does.
+    pub kvm: &'static str,
+    /// The function of Linux that does it.
+    pub function: &'static str,
+    /// Why KVM does so, as far as its source says.
+    pub reason: &'static str,
+}
+
+macro_rules! differences {
+    ($($name:ident $id:literal $section:literal
+        sdm: $sdm:literal
+        kvm: $kvm:literal in $function:literal
+        why: $reason:literal;)*) => {
+        /// The respects in which KVM differs, by name.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Difference {
+            $(#[doc = concat!($section, ": ", $sdm, ".")] $name,)*
+        }
+
+        /// Every respect in which KVM differs.
+        pub static ROWS: &[Row] = &[$(Row {
+            difference: Difference::$name,
+            id: $id,
+            section: $section,
+            sdm: $sdm,
+            kvm: $kvm,
+            function: $function,
+            reason: $reason,
+        },)*];
+    };
+}
+
+differences! {
+    EntryRounds "entry-rounds" "VM Entries"
+        sdm: "every check of a control or of host state comes before guest state is loaded, and every check of guest state before the MSR-load list"
+        kvm: "some checks are made in software, the others by the processor behind the MSR-load list; rules that nobody enforces there hold"
+            in "nested_vmx_run, nested_vmx_enter_non_root_mode"
+        why: "L0 leaves to the processor what it passes on in vmcs02 unchanged";
+    WindowInHlt "window-in-hlt" "VM Entries and Advanced Debugging Features"
+        sdm: "an entry to HLT with an open window is in HLT when the window's exit comes"
+        kvm: "the vCPU is not halted at all, and the exit saves the active state"
+            in "nested_vmx_run"
+        why: "a halted vCPU would not be run, and so would never see the window";
+    CanonicalWidth "canonical-width" "Canonicality Checking"
+        sdm: "addresses are checked against the linear-address width of the processor"
+        kvm: "addresses are checked against the width that L1's CR4.LA57 selects"
+            in "is_noncanonical_address"
+        why: "one test serves all canonicality checks up to Linux 6.12";
+    DebugctlReserved "debugctl-reserved" "Checks on Guest Control Registers, Debug Registers, and MSRs"
+        sdm: "the bits of IA32_DEBUGCTL that the SDM defines may be set"
+        kvm: "only LBR and BTF pass"
+            in "vmx_is_valid_debugctl"
+        why: "KVM offers what it virtualises; LBR and BTF are let through for old guests";
+    EntryDebugctl "entry-debugctl" "Loading Guest Control Registers, Debug Registers, and MSRs"
+        sdm: "IA32_DEBUGCTL is loaded from the guest-state area"
+        kvm: "LBR and BTF are dropped, so that it is loaded with 0"
+            in "vmx_set_msr, vmx_get_supported_debugctl"
+        why: "neither is virtualised without LBRs";
+    WrittenDebugctl "written-debugctl" "IA32_DEBUGCTL MSR"
+        sdm: "WRMSR sets LBR and BTF"
+        kvm: "WRMSR drops LBR and BTF silently"
+            in "vmx_set_msr"
+        why: "Windows sets them without a look at what is there";
+    EntryCr0 "entry-cr0" "Loading Guest Control Registers, Debug Registers, and MSRs"
+        sdm: "ET, CD, NW and the reserved bits of CR0 keep the value that they had"
+        kvm: "CR0 is loaded whole"
+            in "prepare_vmcs02, vmx_set_cr0"
+        why: "L0 does not use those bits of a guest";
+    EntryEfer "entry-efer" "Loading Guest Control Registers, Debug Registers, and MSRs"
+        sdm: "without \"load IA32_EFER\", LME changes only if CR0.PG is being set"
+        kvm: "LME and LMA follow \"IA-32e mode guest\" always"
+            in "nested_vmx_calc_efer"
+        why: "one expression for both";
+    ExitCr "exit-cr" "Loading Host Control Registers, Debug Registers, and MSRs"
+        sdm: "ET, CD, NW and the reserved bits of CR0 keep their value, CR4.PAE and CR4.PCIDE follow \"host address-space size\""
+        kvm: "CR0 and CR4 are loaded whole"
+            in "load_vmcs12_host_state"
+        why: "the checks of the entry have settled it";
+    ExitNullSelectors "exit-null-selectors" "Loading Host Segment and Descriptor-Table Registers"
+        sdm: "a segment whose selector is null becomes unusable"
+        kvm: "segments of data are usable whatever their selector"
+            in "load_vmcs12_host_state"
+        why: "the access rights are constants there";
+    ExitMsrs "exit-msrs" "Saving Control Registers, Debug Registers, and MSRs"
+        sdm: "the exit saves IA32_DEBUGCTL, IA32_PAT and IA32_PERF_GLOBAL_CTRL"
+        kvm: "L2's own writes go to the field at once, and the exit saves nothing"
+            in "vmx_set_msr"
+        why: "the register that L1 gets back is loaded over it otherwise";
+    ExitShutdown "exit-shutdown" "Saving Non-Register State"
+        sdm: "an exit from the shutdown state saves it as the activity state"
+        kvm: "the active state is saved"
+            in "sync_vmcs02_to_vmcs12_rare"
+        why: "a vCPU of KVM's is halted, waits for a SIPI or runs";
+    ExitNmiBlocking "exit-nmi-blocking" "Updating Non-Register State"
+        sdm: "NMIs are blocked after an exit as they were in L2"
+        kvm: "NMIs are blocked after an exit as they were in L1 before it entered"
+            in "load_vmcs12_host_state, vmx_set_nmi_mask"
+        why: "the host's blocking is kept apart in software";
+    VectoringInt1 "vectoring-int1" "Information for VM Exits During Event Delivery"
+        sdm: "an exit during the delivery of INT1's #DB has IDT-vectoring information"
+        kvm: "it has none"
+            in "vmcs12_save_pending_event"
+        why: "the type is not among those that L0 injects";
+    VectoringLength "vectoring-length" "Information for VM Exits Due to Instruction Execution"
+        sdm: "the length of an INT n whose delivery exits is the VM-exit instruction length alone"
+        kvm: "it goes to the VM-entry instruction length too"
+            in "vmcs12_save_pending_event"
+        why: "the wrong one of two fields is written";
+    Abort "abort" "VMX Aborts"
+        sdm: "a VMX abort writes its indicator into the VMCS and shuts down"
+        kvm: "no indicator is written; L1 gets a triple fault"
+            in "nested_vmx_abort"
+        why: "the indicator is left for later (a TODO there)";
+    VmcsFields "vmcs-fields" "VMREAD, VMWRITE"
+        sdm: "a field is there if the processor supports a control that brings it"
+        kvm: "the fields of struct vmcs12 are there, whatever controls are offered"
+            in "get_vmcs12_field_offset"
+        why: "one table serves every configuration";
+    AccessRights "access-rights" "VMWRITE"
+        sdm: "VMWRITE of an access-rights field keeps all bits"
+        kvm: "reserved bits of access rights are dropped"
+            in "handle_vmwrite"
+        why: "some processors drop them, and a VMREAD shall not depend on shadowing";
+    Vmcall "vmcall" "VMCALL"
+        sdm: "VMCALL outside VMX operation is #UD, in root operation VMfail"
+        kvm: "VMCALL of L1 is a hypercall of L0's guest, at any privilege, flags untouched"
+            in "kvm_emulate_hypercall"
+        why: "L1 is a guest of KVM's before it is a hypervisor";
+    SysenterAddress "sysenter-address" "WRMSR"
+        sdm: "a non-canonical IA32_SYSENTER_ESP or IA32_SYSENTER_EIP is #GP"
+        kvm: "the address is sign-extended"
+            in "__kvm_set_msr"
+        why: "AMD's processors take any value, and guests may have come from one";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn rows_are_complete_and_unique() {
+        let mut seen = HashSet::new();
+        for row in ROWS {
+            assert!(seen.insert(row.id), "{} twice", row.id);
+            for text in [row.section, row.sdm, row.kvm, row.function, row.reason] {
+                assert!(!text.is_empty(), "{}", row.id);
+            }
+        }
+        let model = |personality| Model {
+            personality,
+            ..Model::default()
+        };
+        for row in ROWS {
+            assert!(model(Personality::Kvm).as_kvm(row.difference));
+            assert!(!model(Personality::Sdm).as_kvm(row.difference));
+        }
+    }
+
+    #[test]
+    fn names_read_back() {
+        for personality in Personality::ALL {
+            assert_eq!(personality.to_string().parse(), Ok(personality));
+        }
+        assert!("bochs".parse::<Personality>().is_err());
+    }
+}
