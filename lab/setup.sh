@@ -7,7 +7,7 @@ set -eu
 
 cache=${NVMX_CACHE:-${HOME:-/root}/.cache/nvmx}/lab
 kernels=${*:-6.1 6.12}
-format=3 # of the cache: raise it when what stands in there changes
+format=4 # of the cache: raise it when what stands in there changes
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 
 say() { printf 'lab setup: %s\n' "$*" >&2; }
@@ -119,6 +119,7 @@ fetch_kernel() { # VERSION
     mkdir -p "$work/new/modules"
     release=$(basename "$work"/root/lib/modules/*)
     extract_vmlinux "$work/root/boot/vmlinuz-$release" "$work/new/vmlinux"
+    cp "$work/root/boot/vmlinuz-$release" "$work/new/vmlinuz"
     for m in virt/lib/irqbypass arch/x86/kvm/kvm arch/x86/kvm/kvm-intel; do
         unpack_module "$work/root/lib/modules/$release/kernel/$m" "$work/new/modules/${m##*/}.ko"
     done

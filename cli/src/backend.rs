@@ -1,7 +1,7 @@
 //! Backends by name: `soft`, `kvm`, `remote:ADDRESS`, `exec:COMMAND`, `lab[:KERNEL]`.
 
 use crate::{lab, output};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use nvmx_core::vcpu::{Vm, VmConfig};
 use nvmx_kvm::KvmVm;
 use nvmx_lab::{Kernel, Lab};
@@ -150,15 +150,12 @@ fn soft(_config: &VmConfig) -> anyhow::Result<Machine> {
     bail!("this nvmx was built without it; build with the cargo feature `soft`")
 }
 
-/// Bytes of RAM that `--memory` asks for, in MiB.
-pub(crate) fn config(memory_mib: u64) -> anyhow::Result<VmConfig> {
-    if !(1..=65536).contains(&memory_mib) {
-        bail!("--memory {memory_mib}: between 1 and 65536 MiB are possible");
-    }
-    Ok(VmConfig {
-        memory_size: memory_mib << 20,
+/// A machine with that much RAM and one vCPU.
+pub(crate) fn config(memory_size: u64) -> VmConfig {
+    VmConfig {
+        memory_size,
         vcpus: 1,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use nvmx_examples::Params;
-use nvmx_machine::{LoadOptions, LoadedImage};
+use nvmx_machine::{LoadOptions, LoadedImage, Module};
 use std::io::Read;
 use std::path::Path;
 
@@ -20,7 +20,7 @@ pub(crate) struct Guest {
 /// What stands beside the image.
 pub(crate) struct Extra<'a> {
     pub(crate) command_line: &'a str,
-    pub(crate) initrd: Option<&'a Path>,
+    pub(crate) initrd: Option<&'a str>,
     pub(crate) memory_size: u64,
     pub(crate) iterations: u32,
 }
@@ -31,10 +31,25 @@ pub(crate) fn open(name: &str, extra: &Extra<'_>) -> anyhow::Result<Guest> {
         Some(example) => build_example(example, extra.iterations)?,
         None => read(Path::new(name))?,
     };
-    let initrd = extra.initrd.map(read).transpose()?;
+    let files = extra.initrd.map_or_else(Vec::new, modules);
+    let contents = files
+        .iter()
+        .map(|(path, _)| read(Path::new(path)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let modules: Vec<_> = files
+        .iter()
+        .zip(&contents)
+        .map(|((_, cmdline), data)| Module { cmdline, data })
+        .collect();
     let options = LoadOptions {
+        // An example takes no command line.
+        name: if name.starts_with("example:") {
+            ""
+        } else {
+            name
+        },
         cmdline: extra.command_line,
-        initrd: initrd.as_deref(),
+        modules: &modules,
         memory_size: extra.memory_size,
     };
     let image = nvmx_machine::load(&bytes, options).with_context(|| name.to_owned())?;
@@ -42,6 +57,17 @@ pub(crate) fn open(name: &str, extra: &Extra<'_>) -> anyhow::Result<Guest> {
         description: format!("{name}, {} bytes, crc32 {:08x}", bytes.len(), crc32(&bytes)),
         image,
     })
+}
+
+/// The files that `--initrd` names, each with its command line: the whole text is one file if there is
+/// such a file; else commas part them and a file's name ends at the first space, as QEMU has it.
+fn modules(text: &str) -> Vec<(&str, &str)> {
+    if Path::new(text).exists() {
+        return vec![(text, text)];
+    }
+    text.split(',')
+        .map(|module| (module.split(' ').next().unwrap_or(module), module))
+        .collect()
 }
 
 fn build_example(name: &str, iterations: u32) -> anyhow::Result<Vec<u8>> {
@@ -81,4 +107,18 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 
 fn crc32(bytes: &[u8]) -> u32 {
     nvmx_snapshots::pages_file::checksum(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::modules;
+
+    #[test]
+    fn modules_are_parted_as_qemu_parts_them() {
+        assert_eq!(modules("/none/a"), [("/none/a", "/none/a")]);
+        assert_eq!(
+            modules("/none/a one two,/none/b"),
+            [("/none/a", "/none/a one two"), ("/none/b", "/none/b")]
+        );
+    }
 }

@@ -1,6 +1,6 @@
 //! The unpacked kernels on this machine, and the script that makes them.
 //!
-//! `lab/setup.sh` fills the cache: per kernel the uncompressed `vmlinux`, the three modules stripped of what only
+//! `lab/setup.sh` fills the cache: per kernel the package's `vmlinuz`, the uncompressed `vmlinux`, the three modules stripped of what only
 //! costs time, and the release's name. [`Lab::start`](crate::Lab::start) only reads it, so that a test run never
 //! installs packages by surprise; [`install`] runs the script.
 
@@ -62,12 +62,25 @@ impl CachedKernel {
                 (*name).to_owned(),
             )));
         }
+        Self::unpacked(cache, kernel)
+    }
+
+    /// Finds `kernel` in `cache`, for whoever needs nothing else of the lab.
+    ///
+    /// # Errors
+    /// `NotInstalled` if it is not there.
+    pub fn unpacked(cache: &Path, kernel: Kernel) -> Result<Self, LabError> {
         let dir = cache.join("lab").join(kernel.name());
         if !dir.join("complete").exists() {
             let what = format!("kernel {kernel} in the cache {}", cache.display());
             return Err(LabError::preparing(Reason::NotInstalled(what)));
         }
         Ok(Self { dir })
+    }
+
+    /// The kernel as the package has it: a bzImage.
+    pub fn vmlinuz(&self) -> PathBuf {
+        self.dir.join("vmlinuz")
     }
 
     /// The uncompressed kernel.

@@ -1,5 +1,6 @@
 //! The state that an image starts in: 32-bit protected mode for multiboot
-//! (Multiboot Specification 0.6.96, "Machine state"), 64-bit mode for a plain ELF64.
+//! (Multiboot Specification 0.6.96, "Machine state"), 64-bit mode for a plain ELF64, either for Linux
+//! (Linux, Documentation/arch/x86/boot.rst "32-bit Boot Protocol", "64-bit Boot Protocol").
 
 use nvmx_core::x86::control::{cr0, cr4, efer};
 use nvmx_core::x86::{AccessRights, CpuState, DescriptorTable, Gpr, Regs, Segment, Sregs};
@@ -87,4 +88,51 @@ pub fn long_mode(entry: u64, page_tables: u64, stack: u64) -> CpuState {
         ..Sregs::default()
     };
     state(0xa09b, entry, sregs, &[(Gpr::Rsp, stack)])
+}
+
+/// Flat 64-bit code, as a descriptor.
+pub(crate) const CODE_64: u64 = 0x00af_9b00_0000_ffff;
+/// Flat 32-bit code.
+pub(crate) const CODE_32: u64 = 0x00cf_9b00_0000_ffff;
+/// Flat data.
+pub(crate) const DATA: u64 = 0x00cf_9300_0000_ffff;
+
+/// What both of Linux' entry points ask for: selectors 0x10 and 0x18 of a GDT with these two.
+fn linux(mut state: CpuState, boot_params: u64, gdt: u64) -> CpuState {
+    if let Some(regs) = &mut state.regs {
+        regs.set(Gpr::Rsi, boot_params);
+    }
+    if let Some(sregs) = &mut state.sregs {
+        sregs.cs.selector = 0x10;
+        for segment in [
+            &mut sregs.ds,
+            &mut sregs.es,
+            &mut sregs.fs,
+            &mut sregs.gs,
+            &mut sregs.ss,
+        ] {
+            segment.selector = 0x18;
+        }
+        sregs.gdtr = DescriptorTable {
+            base: gdt,
+            limit: 4 * 8 - 1,
+        };
+    }
+    state
+}
+
+/// Linux' 64-bit entry point, on identity page tables; RSI holds `boot_params`.
+#[must_use]
+pub fn linux_64(entry: u64, page_tables: u64, boot_params: u64, gdt: u64) -> CpuState {
+    linux(long_mode(entry, page_tables, 0), boot_params, gdt)
+}
+
+/// Linux' 32-bit entry point, paging off; ESI holds `boot_params`, other registers are zero.
+#[must_use]
+pub fn linux_32(entry: u64, boot_params: u64, gdt: u64) -> CpuState {
+    let sregs = Sregs {
+        cr0: cr0::PE | cr0::ET,
+        ..Sregs::default()
+    };
+    linux(state(0xc09b, entry, sregs, &[]), boot_params, gdt)
 }

@@ -14,7 +14,7 @@ pub(crate) fn run(options: &Compare) -> anyhow::Result<u8> {
         checkpoints: options.checkpoints,
         time: time(options.timeout)?,
     };
-    let config = backend::config(options.guest.memory)?;
+    let config = backend::config(options.guest.memory_size());
     let guest = load(&options.guest)?;
     let mut left = backend::open(&options.left, &config)?;
     let mut right = backend::open(&options.right, &config)?;

@@ -27,7 +27,7 @@ fn load(guest: &Guest) -> anyhow::Result<image::Guest> {
     let extra = image::Extra {
         command_line: &guest.append,
         initrd: guest.initrd.as_deref(),
-        memory_size: guest.memory << 20,
+        memory_size: guest.memory_size(),
         iterations: guest.iterations,
     };
     image::open(&guest.image, &extra)

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 pub(crate) fn run(options: &Snapshot) -> anyhow::Result<u8> {
     let limit = time(options.timeout)?;
-    let config = backend::config(options.guest.memory)?;
+    let config = backend::config(options.guest.memory_size());
     let guest = load(&options.guest)?;
     let mut machine = backend::open(&options.backend, &config)?;
     boot(&mut machine, &guest)?;

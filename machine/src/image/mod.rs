@@ -1,21 +1,25 @@
-//! Guest images: multiboot 1 and plain ELF64, read as hostile bytes.
+//! Guest images: Linux' bzImage, multiboot 1 and plain ELF, read as hostile bytes.
 //!
 //! What is recognised, in this order:
-//! 1. a multiboot header (magic 0x1BADB002, aligned to 4, in the first 8 KiB), with the a.out kludge
+//! 1. a bzImage ("HdrS" at 0x202), see [`linux`];
+//! 2. a multiboot header (magic 0x1BADB002, aligned to 4, in the first 8 KiB), with the a.out kludge
 //!    (flag bit 16) or in an ELF32 or ELF64 file: 32-bit protected mode, see [`crate::start::multiboot`];
-//! 2. an ELF64 executable for x86-64 without such a header: 64-bit mode on identity page tables.
+//! 3. an ELF32 executable without such a header: as if it had one;
+//! 4. an ELF64 executable for x86-64 without such a header: 64-bit mode on identity page tables.
 //!
 //! The loader keeps the first page and the following low memory for itself:
 //!
 //! | L1-physical | what |
 //! |---|---|
-//! | 0x1000 | ELF64 only: PML4, then PDPT at 0x2000 and four page directories (identity, 4 GiB, 2-MiB pages) |
-//! | 0x8000 | ELF64 only: stack, growing down from 0x9000 |
-//! | 0x9000 | multiboot only: information structure, memory map, module list, command lines |
+//! | 0x1000 | ELF64 and bzImage: PML4, then PDPT at 0x2000 and four page directories (identity, 4 GiB, 2-MiB pages) |
+//! | 0x8000 | ELF64: stack, growing down from 0x9000; bzImage: GDT |
+//! | 0x9000 | multiboot: information structure, memory map, module list, command lines |
+//! | 0x10000 | bzImage: `boot_params`, then the command line |
 //!
-//! An initial RAM disk (multiboot module) goes to the first page behind the last segment.
+//! Multiboot modules go to the pages behind the last segment, Linux' initrd to the end of RAM.
 
 mod elf;
+pub mod linux;
 mod multiboot;
 mod reader;
 
@@ -54,13 +58,24 @@ impl ImageError {
     }
 }
 
+/// A file to load beside the image.
+#[derive(Debug, Clone, Copy)]
+pub struct Module<'a> {
+    /// Its command line: multiboot hands it on, and QEMU has the file's name as its first word.
+    pub cmdline: &'a str,
+    /// Its bytes.
+    pub data: &'a [u8],
+}
+
 /// What the loader needs beside the image.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadOptions<'a> {
-    /// Command line, for multiboot.
+    /// The image's name, which multiboot's command line starts with (as QEMU passes it); may be empty.
+    pub name: &'a str,
+    /// Command line.
     pub cmdline: &'a str,
-    /// One multiboot module.
-    pub initrd: Option<&'a [u8]>,
+    /// Multiboot modules; for Linux, the archives of the initrd.
+    pub modules: &'a [Module<'a>],
     /// Bytes of RAM, from address zero.
     pub memory_size: u64,
 }
@@ -69,8 +84,9 @@ impl Default for LoadOptions<'_> {
     /// No command line, no module, 16 MiB.
     fn default() -> Self {
         Self {
+            name: "",
             cmdline: "",
-            initrd: None,
+            modules: &[],
             memory_size: 16 << 20,
         }
     }
@@ -97,17 +113,20 @@ pub(crate) struct Segment<'a> {
 
 /// Reads an image.
 pub fn load(image: &[u8], options: LoadOptions<'_>) -> Result<LoadedImage, ImageError> {
-    if let Some(header) = multiboot::find(image)? {
-        let (segments, entry) = if header.has_addresses() {
-            header.segments(image)?
-        } else {
-            elf::segments(image)?
+    if linux::is_linux(image) {
+        return linux::load(image, &options);
+    }
+    let header = multiboot::find(image)?;
+    if header.is_some() || elf::is_elf(image) && !elf::is_64_bit(image) {
+        let (segments, entry) = match &header {
+            Some(header) if header.has_addresses() => header.segments(image)?,
+            _ => elf::segments(image)?,
         };
         let mut chunks = place(&segments, options.memory_size)?;
-        let entry = u32::try_from(entry).map_err(|_| {
-            ImageError::new(0x18, "e_entry", "a multiboot entry point is below 4 GiB")
-        })?;
-        multiboot::describe_machine(&mut chunks, header.offset, options)?;
+        let entry = u32::try_from(entry)
+            .map_err(|_| ImageError::new(0x18, "e_entry", "a 32-bit entry point is below 4 GiB"))?;
+        let offset = header.map_or(0, |header| header.offset);
+        multiboot::describe_machine(&mut chunks, offset, options)?;
         return Ok(LoadedImage {
             chunks,
             state: start::multiboot(entry, MULTIBOOT_INFO as u32),
@@ -117,14 +136,7 @@ pub fn load(image: &[u8], options: LoadOptions<'_>) -> Result<LoadedImage, Image
         return Err(ImageError::new(
             0,
             "magic",
-            "neither a multiboot header (0x1badb002 within the first 8 KiB, aligned to 4) nor an ELF file (7f 45 4c 46)",
-        ));
-    }
-    if !elf::is_64_bit(image) {
-        return Err(ImageError::new(
-            4,
-            "EI_CLASS",
-            "a 32-bit ELF needs a multiboot header; without one only ELF64 is loaded",
+            "neither a bzImage (HdrS at 0x202) nor a multiboot header (0x1badb002 within the first 8 KiB, aligned to 4) nor an ELF file (7f 45 4c 46)",
         ));
     }
     let (segments, entry) = elf::segments(image)?;
@@ -240,5 +252,7 @@ fn identity_page_tables() -> Vec<u8> {
         .collect()
 }
 
+#[cfg(test)]
+mod linux_tests;
 #[cfg(test)]
 mod tests;

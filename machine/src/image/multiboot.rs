@@ -3,6 +3,8 @@
 
 use super::reader::{bytes, uint};
 use super::{ImageError, LoadOptions, MULTIBOOT_INFO, Segment, add, end_of};
+use crate::memory_map::{self, HIGH_START, LOW_END, RangeKind};
+use nvmx_core::addr::PAGE_SIZE;
 
 const MAGIC: u64 = 0x1bad_b002;
 /// The header lies wholly within this many bytes.
@@ -119,66 +121,80 @@ impl Header {
     }
 }
 
-/// Adds the information structure, memory map, module list, strings and the module itself.
+/// Adds the information structure, memory map, module list, strings and the modules themselves.
 pub(super) fn describe_machine(
     chunks: &mut Vec<(u64, Vec<u8>)>,
     header_offset: u64,
     options: LoadOptions<'_>,
 ) -> Result<(), ImageError> {
     const INFO: u64 = 120;
-    const MAP: u64 = 2 * 24;
-    const MODULES: u64 = 16;
-    /// The end of conventional memory, as the memory map below says.
-    const LOW_END: u64 = 0x9_fc00;
-    const HIGH_START: u64 = 0x10_0000;
+    const MAP_ENTRY: u64 = 24;
+    const MODULE_ENTRY: u64 = 16;
 
     let too_big = |reason: String| ImageError::new(header_offset, "multiboot header", reason);
+    let ranges: Vec<_> = memory_map::ranges(options.memory_size)
+        .into_iter()
+        .filter(|range| range.kind == RangeKind::Usable)
+        .collect();
     let map = MULTIBOOT_INFO + INFO;
-    let modules = map + MAP;
-    let cmdline = modules + MODULES;
-    let end = cmdline + options.cmdline.len() as u64 + 2;
+    let map_length = MAP_ENTRY * ranges.len() as u64;
+    let modules = map + map_length;
+    let cmdline = modules + MODULE_ENTRY * options.modules.len() as u64;
+    // The image's name and a space come first, as QEMU has it.
+    let mut strings = match options.name {
+        "" => options.cmdline.as_bytes().to_vec(),
+        name => format!("{name} {}", options.cmdline).into_bytes(),
+    };
+    strings.push(0);
+    let mut module_entries = Vec::new();
+    let mut at = end_of(chunks).max(HIGH_START);
+    let mut module_chunks = Vec::new();
+    for module in options.modules {
+        let end = at + module.data.len() as u64;
+        let string = cmdline + strings.len() as u64;
+        strings.extend(module.cmdline.as_bytes());
+        strings.push(0);
+        for word in [at, end, string, 0] {
+            let word =
+                u32::try_from(word).map_err(|_| too_big("a module ends above 4 GiB".into()))?;
+            module_entries.extend(word.to_le_bytes());
+        }
+        module_chunks.push((at, module.data));
+        at = end.next_multiple_of(PAGE_SIZE);
+    }
+    let end = cmdline + strings.len() as u64;
     if end > LOW_END || options.memory_size < LOW_END {
         return Err(too_big(format!(
             "the information structure ends at {end:#x}, but must end below {LOW_END:#x} and in RAM: shorten the command line or give more memory"
         )));
     }
     let upper = options.memory_size.saturating_sub(HIGH_START);
-    let module = options
-        .initrd
-        .map(|data| (end_of(chunks).max(HIGH_START), data));
-
     let mut info = [0_u32; (INFO / 4) as usize];
-    // Memory sizes, command line, memory map; modules if there is one.
+    // Memory sizes, command line, memory map; modules if there are any.
     info[0] = 1 << 0 | 1 << 2 | 1 << 6;
     info[1] = (LOW_END / 1024) as u32;
     info[2] = u32::try_from(upper / 1024).unwrap_or(u32::MAX);
     info[4] = cmdline as u32;
-    info[11] = MAP as u32;
+    info[11] = map_length as u32;
     info[12] = map as u32;
-    let mut module_entry = [0_u32; (MODULES / 4) as usize];
-    if let Some((start, data)) = module {
+    if !options.modules.is_empty() {
         info[0] |= 1 << 3;
-        info[5] = 1;
+        info[5] = options.modules.len() as u32;
         info[6] = modules as u32;
-        let last = u32::try_from(start + data.len() as u64)
-            .map_err(|_| too_big("the module ends above 4 GiB".into()))?;
-        // The module's own string is the empty one behind the command line.
-        module_entry = [start as u32, last, (end - 1) as u32, 0];
     }
 
     let mut bytes: Vec<u8> = info.iter().flat_map(|word| word.to_le_bytes()).collect();
-    for (start, length) in [(0, LOW_END), (HIGH_START, upper)] {
-        // `size` does not count itself; type 1 is available RAM.
+    for range in &ranges {
+        // `size` does not count itself.
         bytes.extend(20_u32.to_le_bytes());
-        bytes.extend(start.to_le_bytes());
-        bytes.extend(length.to_le_bytes());
-        bytes.extend(1_u32.to_le_bytes());
+        bytes.extend(range.start.to_le_bytes());
+        bytes.extend(range.length.to_le_bytes());
+        bytes.extend((range.kind as u32).to_le_bytes());
     }
-    bytes.extend(module_entry.iter().flat_map(|word| word.to_le_bytes()));
-    bytes.extend(options.cmdline.as_bytes());
-    bytes.extend([0, 0]);
+    bytes.extend(module_entries);
+    bytes.extend(strings);
     add(chunks, MULTIBOOT_INFO, bytes, options.memory_size).map_err(too_big)?;
-    if let Some((start, data)) = module {
+    for (start, data) in module_chunks {
         add(chunks, start, data.to_vec(), options.memory_size).map_err(too_big)?;
     }
     Ok(())

@@ -73,8 +73,18 @@ fn the_address_fields_of_a_multiboot_header_say_what_to_load() {
 #[test]
 fn the_information_structure_describes_memory_command_line_and_module() {
     let options = LoadOptions {
+        name: "kernel.flat",
         cmdline: "console=ttyS0",
-        initrd: Some(b"module"),
+        modules: &[
+            Module {
+                cmdline: "a.bin one",
+                data: b"module",
+            },
+            Module {
+                cmdline: "b.bin",
+                data: b"second",
+            },
+        ],
         memory_size: 4 << 20,
     };
     let image = load(&kludge(0x10_0000, 0, 0, 0x10_0000), options).unwrap();
@@ -83,12 +93,19 @@ fn the_information_structure_describes_memory_command_line_and_module() {
     let at = |address: usize| &info[address - MULTIBOOT_INFO as usize..];
     assert_eq!(word(0), 0b100_1101);
     assert_eq!(word(8), 3 * 1024);
-    assert!(at(word(16)).starts_with(b"console=ttyS0\0"));
+    assert!(at(word(16)).starts_with(b"kernel.flat console=ttyS0\0"));
     assert_eq!(word(44), 48);
     let module = at(word(24));
     assert_eq!(module[..4], 0x10_1000_u32.to_le_bytes());
     assert_eq!(module[4..8], 0x10_1006_u32.to_le_bytes());
     assert_eq!(chunk(&image, 0x10_1000), b"module");
+    let string = |entry: usize| {
+        u32::from_le_bytes(module[entry + 8..entry + 12].try_into().unwrap()) as usize
+    };
+    assert!(at(string(0)).starts_with(b"a.bin one\0"));
+    assert_eq!(module[16..20], 0x10_2000_u32.to_le_bytes());
+    assert_eq!(chunk(&image, 0x10_2000), b"second");
+    assert!(at(string(16)).starts_with(b"b.bin\0"));
 }
 
 #[test]
@@ -122,8 +139,8 @@ fn what_cannot_be_loaded_is_named() {
         file
     };
     let cases: &[(Vec<u8>, u64, &str, &str)] = &[
-        (vec![], 0, "magic", "neither a multiboot header"),
-        (vec![0; 100], 0, "magic", "neither a multiboot header"),
+        (vec![], 0, "magic", "neither a bzImage"),
+        (vec![0; 100], 0, "magic", "neither a bzImage"),
         (
             good[..63].to_vec(),
             64,
@@ -138,9 +155,9 @@ fn what_cannot_be_loaded_is_named() {
         ),
         (
             patched(4, &[1]),
-            4,
-            "EI_CLASS",
-            "32-bit ELF needs a multiboot header",
+            0x2a,
+            "e_phentsize",
+            "0: a program header has 32",
         ),
         (patched(5, &[2]), 4, "EI_CLASS, EI_DATA", "little-endian"),
         (patched(16, &[3]), 16, "e_type", "only executables"),

@@ -10,7 +10,7 @@ use super::clock::Clock;
 use super::ffi::{self, Field, SegmentCache};
 use super::intercept::Intercepts;
 use super::memory::{PAGE_SIZE, Ram};
-use super::scan::{CodeSize, MAX_INSTRUCTION_LENGTH};
+use super::scan::{self, CodeSize, MAX_INSTRUCTION_LENGTH, Special};
 use super::{Access, StopReason};
 use nvmx_core::x86::control::{cr0, cr4, efer, rflags};
 use nvmx_core::x86::regs::Gpr;
@@ -33,6 +33,9 @@ mod hidden {
     pub(super) const GUEST: u32 = 1 << 21;
     pub(super) const OSFXSR: u32 = 1 << 22;
     pub(super) const SMAP: u32 = 1 << 23;
+    /// Ours, a bit that unicorn leaves alone: CR4.OSFXSR is clear. With OSFXSR clear unicorn would refuse
+    /// BMI2 as well, so that bit is always set, and [`super::scan`] keeps SSE from the translator.
+    pub(super) const NO_SSE: u32 = 1 << 31;
 }
 
 const ARITHMETIC: u64 = nvmx_core::x86::control::ARITHMETIC_FLAGS;
@@ -279,14 +282,14 @@ impl Env {
         let protected = control0 & cr0::PE != 0;
         let long = self.efer() & efer::LMA != 0;
 
-        let mut flags = self.hidden() & hidden::INHIBIT_IRQ | hidden::GUEST;
+        let mut flags = self.hidden() & hidden::INHIBIT_IRQ | hidden::GUEST | hidden::OSFXSR;
         if protected {
             flags |= hidden::PE;
             flags |= if virtual_8086 { 3 } else { ss.flags >> 13 & 3 };
         }
         flags |= ((control0 as u32) << (hidden::MP_SHIFT - 1)) & hidden::MP_EM_TS;
         for (on, bit) in [
-            (control4 & cr4::OSFXSR != 0, hidden::OSFXSR),
+            (control4 & cr4::OSFXSR == 0, hidden::NO_SSE),
             (control4 & cr4::SMAP != 0, hidden::SMAP),
             (long, hidden::LMA),
         ] {
@@ -306,6 +309,15 @@ impl Env {
             }
         }
         self.put(ffi::env::HFLAGS, flags);
+    }
+
+    /// What the instruction at these bytes is, if the translator must not see it in this mode.
+    pub(super) fn special(&self, bytes: &[u8]) -> Option<Special> {
+        let size = self.code_size();
+        scan::classify(bytes, size).or_else(|| {
+            (self.hidden() & hidden::NO_SSE != 0 && scan::needs_sse(bytes, size))
+                .then_some(Special::Undefined)
+        })
     }
 
     // ---- Control registers, EFER, MSRs, debug registers ----

@@ -10,7 +10,7 @@ use super::env::Env;
 use super::ffi::{self, tree};
 use super::intercept::Intercept;
 use super::memory::PAGE_SIZE;
-use super::scan::{self, CodeSize, Special};
+use super::scan::{CodeSize, Special};
 use super::{Access, Action, Fault, Fill, FillRequest, Machine, Mmio, StopReason, TlbEntry};
 use core::ffi::c_int;
 use iced_x86::{Code, Decoder, DecoderOptions, InstructionInfoFactory, Mnemonic, OpAccess};
@@ -262,7 +262,7 @@ fn dispatch(shared: &mut Shared, number: i32) {
             let mut intercept = Intercept::from_svm(code, error_code);
             let bytes = shared.env.instruction_bytes();
             if intercept == Intercept::Hlt
-                && let Some(special) = scan::classify(bytes, shared.env.code_size())
+                && let Some(special) = shared.env.special(bytes)
             {
                 intercept = Intercept::Special(special);
             } else if intercept == Intercept::Rdtsc && is_rdtscp(bytes) {
@@ -549,7 +549,7 @@ fn must_not_translate(shared: &mut Shared, address: u64) -> bool {
         shared.translated += 1;
     }
     let (bytes, length) = shared.env.fetch(address);
-    scan::classify(&bytes[..length], shared.env.code_size()).is_some()
+    shared.env.special(&bytes[..length]).is_some()
 }
 
 /// Whether an intercept stands for an instruction that must raise #UD.

@@ -7,7 +7,10 @@
 //! no-operation, RDRAND from the host's randomness, LOCK BTS with a register operand as an abort of
 //! the process, VEX.128 as legacy SSE, illegal LOCK forms as legal ones (SDM Vol. 2A "LOCK"), and
 //! SETcc, RCL and RCR of memory computing RFLAGS in place before the access, so that a fault leaves
-//! wrong flags behind and the repeated instruction a wrong result.
+//! wrong flags behind and the repeated instruction a wrong result; and BMI2 refused with SSE where
+//! CR4.OSFXSR is clear, so that [`needs_sse`] tells the two apart.
+
+use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind};
 
 /// An instruction that the layer above must emulate or refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,7 +36,7 @@ pub enum Special {
     /// SETcc, RCL or RCR of memory.
     FlagsFirst,
     /// Undefined on this processor: an illegal LOCK prefix, VEX without AVX, VMREAD and VMWRITE with
-    /// an operand-size or repeat prefix.
+    /// an operand-size or repeat prefix, SSE without CR4.OSFXSR.
     Undefined,
 }
 
@@ -173,9 +176,46 @@ fn vex(opcode: u8, rest: &mut impl Iterator<Item = u8>, size: CodeSize) -> Optio
     }
 }
 
+/// Whether the instruction is undefined while CR4.OSFXSR is clear: it uses an XMM register or MXCSR
+/// (SDM Vol. 3A "Providing Operating System Support for SSE Instructions").
+pub(super) fn needs_sse(bytes: &[u8], size: CodeSize) -> bool {
+    let instruction = Decoder::new(size.bits(), bytes, DecoderOptions::NONE).decode();
+    matches!(
+        instruction.mnemonic(),
+        Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr
+    ) || (0..instruction.op_count()).any(|operand| {
+        instruction.op_kind(operand) == OpKind::Register
+            && instruction.op_register(operand).is_xmm()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tells_sse_from_what_needs_no_osfxsr() {
+        let cases: &[(&[u8], bool)] = &[
+            // MOVUPS, PXOR xmm, LDMXCSR, CVTSI2SD.
+            (&[0x0f, 0x10, 0x00], true),
+            (&[0x66, 0x0f, 0xef, 0xc0], true),
+            (&[0x0f, 0xae, 0x10], true),
+            (&[0xf2, 0x0f, 0x2a, 0xc0], true),
+            // PXOR mm, MOVNTI, PREFETCHT0, FXSAVE, LFENCE, SHLX, CRC32, POPCNT.
+            (&[0x0f, 0xef, 0xc0], false),
+            (&[0x0f, 0xc3, 0x00], false),
+            (&[0x0f, 0x18, 0x08], false),
+            (&[0x0f, 0xae, 0x00], false),
+            (&[0x0f, 0xae, 0xe8], false),
+            (&[0xc4, 0x42, 0x69, 0xf7, 0xc0], false),
+            (&[0xf2, 0x0f, 0x38, 0xf0, 0xc0], false),
+            (&[0xf3, 0x0f, 0xb8, 0xc0], false),
+            (&[], false),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(needs_sse(bytes, CodeSize::Bits64), *expected, "{bytes:x?}");
+        }
+    }
 
     #[test]
     fn names_what_must_not_be_translated() {
