@@ -7,6 +7,7 @@ use crate::engine::{
 };
 use crate::processor::{Processor, kind};
 use iced_x86::Register;
+use nvmx_core::addr::L1Phys;
 use nvmx_core::cpu::Interruptibility;
 use nvmx_core::paging::{self, Access, WalkFault};
 use nvmx_core::vcpu::Exit;
@@ -251,7 +252,12 @@ impl Machine for Runner<'_> {
             Err(_) => Fill::Fault,
             Ok(mapping) => {
                 let gpa = mapping.physical.0;
-                if !processor.ram.contains(gpa, 1) || processor.is_apic_page(gpa) {
+                if !processor.ram.contains(gpa, 1)
+                    || processor.is_apic_page(gpa)
+                    || processor
+                        .apic_virtualization
+                        .is_access_page(mapping.physical)
+                {
                     return Fill::Mmio { gpa };
                 }
                 Fill::Map(TlbEntry {
@@ -301,7 +307,15 @@ impl Machine for Runner<'_> {
     fn mmio(&mut self, env: &mut Env, access: &Mmio) -> Action {
         sync_in(self.processor, env);
         self.processor.cpu.vmx.run_pending = false;
-        let exit = if access.request.access == EngineAccess::Fetch {
+        let exit = if let Some(apic_access) = self.processor.apic_access_exit(
+            kind(access.request.access),
+            L1Phys(access.gpa),
+            access.request.size as usize,
+            env.instruction_bytes(),
+        ) {
+            self.processor
+                .apic_access(apic_access, env.instruction_bytes())
+        } else if access.request.access == EngineAccess::Fetch {
             Some(Exit::Unsupported {
                 what: format!(
                     "code at {:#x}, where there is no RAM, SDM Vol. 3A \"Memory-Mapped I/O\"",

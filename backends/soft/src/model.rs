@@ -3,6 +3,7 @@
 
 use nvmx_core::cpu::{Model, Personality};
 use nvmx_core::vmx::capability::{KVM_6_1_ICELAKE, MSR_COUNT};
+use nvmx_core::vmx::controls::PinBased;
 use nvmx_core::vmx::entry::unsupported_controls;
 use nvmx_core::x86::control::cr4;
 use nvmx_core::x86::cpuid::{self, CpuidEntry};
@@ -53,20 +54,26 @@ pub(crate) fn model(cpuid: Vec<CpuidEntry>, vmx_msrs: [u64; MSR_COUNT]) -> Model
     }
 }
 
-/// What KVM offers in the lab, less the controls that the model does not carry out. (Capability MSRs
-/// that a snapshot brings are taken as they are: a VM entry that uses such a control then ends in
+/// What KVM offers in the lab, less the controls that the model does not carry out, and with posted
+/// interrupts, which KVM offers where its own processor has them. (Capability MSRs that a snapshot
+/// brings are taken as they are: a VM entry that uses a missing control then ends in
 /// [`Exit::Unsupported`](nvmx_core::vcpu::Exit::Unsupported).)
 pub(crate) fn default_vmx_msrs() -> [u64; MSR_COUNT] {
-    let (pin, secondary) = unsupported_controls();
     let mut msrs = KVM_6_1_ICELAKE;
-    for (number, controls) in [
-        (msr::IA32_VMX_PINBASED_CTLS, pin.bits()),
-        (msr::IA32_VMX_TRUE_PINBASED_CTLS, pin.bits()),
-        (msr::IA32_VMX_PROCBASED_CTLS2, secondary.bits()),
-    ] {
-        // The high half says which controls may be 1.
-        msrs[(number - msr::IA32_VMX_BASIC) as usize] &= !(u64::from(controls) << 32);
-    }
+    // The high half says which controls may be 1.
+    let mut allowed = |number: u32, bits: u32, value: bool| {
+        let msr = &mut msrs[(number - msr::IA32_VMX_BASIC) as usize];
+        let bits = u64::from(bits) << 32;
+        *msr = if value { *msr | bits } else { *msr & !bits };
+    };
+    let posted = PinBased::PROCESS_POSTED_INTERRUPTS.bits();
+    allowed(msr::IA32_VMX_PINBASED_CTLS, posted, true);
+    allowed(msr::IA32_VMX_TRUE_PINBASED_CTLS, posted, true);
+    allowed(
+        msr::IA32_VMX_PROCBASED_CTLS2,
+        unsupported_controls().bits(),
+        false,
+    );
     msrs
 }
 

@@ -333,24 +333,28 @@ fn an_l2_with_a_missing_control_does_not_run() {
     let offered = fresh.state(Parts::All).expect("state").msrs.expect("MSRs")
         [&msr::IA32_VMX_PROCBASED_CTLS2]
         >> 32;
-    let missing = Secondary::VIRTUALIZE_X2APIC_MODE;
+    let missing = Secondary::ENABLE_PCONFIG;
     assert_eq!(offered as u32 & missing.bits(), 0);
     assert_ne!(offered as u32 & Secondary::ENABLE_EPT.bits(), 0);
 
     let mut vm = machine();
     long_mode(&mut vm);
+    let allowed = u64::from(missing.bits()) << 32;
+    vm.set_state(&CpuState {
+        msrs: Some([(msr::IA32_VMX_PROCBASED_CTLS2, allowed)].into()),
+        ..CpuState::default()
+    })
+    .expect("taken");
     let mut state = specimen::guest_mode(Capability::new(&KVM_6_1_ICELAKE));
     let vmcs12 = state.vmcs12_mut().expect("a vmcs12");
     let primary = vmcs12.get32(Field::CPU_BASED_VM_EXEC_CONTROL)
-        | Primary::ACTIVATE_SECONDARY_CONTROLS.bits()
-        | Primary::USE_TPR_SHADOW.bits();
+        | Primary::ACTIVATE_SECONDARY_CONTROLS.bits();
     vmcs12.set(Field::CPU_BASED_VM_EXEC_CONTROL, primary.into());
     vmcs12.set(Field::SECONDARY_VM_EXEC_CONTROL, missing.bits().into());
-    vmcs12.set(Field::VIRTUAL_APIC_PAGE_ADDR, 0x7000);
     vm.set_nested_state(&state).expect("the kernel takes it");
     for _ in 0..2 {
         match vm.run(Budget::instructions(10)).expect("runs") {
-            Exit::Unsupported { what } => assert!(what.contains("x2APIC"), "{what}"),
+            Exit::Unsupported { what } => assert!(what.contains("PCONFIG"), "{what}"),
             other => panic!("{other:?}"),
         }
     }

@@ -2,8 +2,22 @@
 //! Stack", Vol. 3A "Limit Checking").
 
 use super::{DeliveryFault, LinearMemory, Privilege};
+use crate::paging::WalkFault;
+use crate::vmx::apic_virtualization::{AccessKind, PageAccess};
+use crate::vmx::ept::EptFault;
 use crate::x86::cr_write::is_canonical;
 use crate::x86::{AccessRights, Exception, Segment};
+
+/// The APIC-access page is met by the first push, the topmost item, not by the frame as a whole.
+fn first_push(fault: WalkFault, distance: u64) -> WalkFault {
+    match fault {
+        WalkFault::Ept(EptFault::ApicAccess(access)) if access.kind == AccessKind::Write => {
+            let offset = (access.offset + distance as u16) & 0xfff;
+            WalkFault::Ept(EptFault::ApicAccess(PageAccess { offset, ..access }))
+        }
+        other => other,
+    }
+}
 
 /// The most items that a frame has: GS, FS, DS, ES, SS, ESP, EFLAGS, CS, EIP, error code.
 pub(super) const MOST: usize = 10;
@@ -100,7 +114,9 @@ impl Stack {
                 let at = i * size as usize;
                 frame[at..at + size as usize].copy_from_slice(&item.to_le_bytes()[..size as usize]);
             }
-            memory.write(bottom, &frame[..length as usize], self.privilege)?;
+            memory
+                .write(bottom, &frame[..length as usize], self.privilege)
+                .map_err(|fault| first_push(fault, length - size))?;
         } else {
             for &address in &addresses[..items.len()] {
                 memory.check_write(address, size as usize, self.privilege)?;

@@ -3,6 +3,7 @@
 //! page-modification log that stands in the way.
 
 use super::Field;
+use super::apic_virtualization::{AccessKind, PageAccess};
 use super::controls::{Primary, Secondary};
 use crate::addr::{L1Phys, L2Phys, PAGE_SIZE};
 use crate::cpu::Cpu;
@@ -95,6 +96,8 @@ pub struct Ept {
     pub width: u8,
     /// Page-modification log, where that control is on.
     pub log: Option<PageModificationLog>,
+    /// The APIC-access page, where that control is on.
+    pub apic_access_page: Option<L1Phys>,
 }
 
 impl Ept {
@@ -112,6 +115,7 @@ impl Ept {
             mode_based_execute: false,
             width,
             log: None,
+            apic_access_page: None,
         }
     }
 
@@ -149,6 +153,9 @@ impl Ept {
         Some(Self {
             mode_based_execute: secondary.contains(Secondary::MODE_BASED_EXECUTE_CONTROL),
             log,
+            apic_access_page: secondary
+                .contains(Secondary::VIRTUALIZE_APIC_ACCESSES)
+                .then(|| L1Phys(vmcs12.get(Field::APIC_ACCESS_ADDR))),
             ..Self::new(vmcs12.get(Field::EPT_POINTER), capabilities, width)
         })
     }
@@ -240,18 +247,9 @@ pub enum EptFault {
         /// Where.
         guest_physical: L2Phys,
     },
-}
-
-impl EptFault {
-    /// The guest-physical address that the exit reports.
-    #[must_use]
-    pub const fn guest_physical(&self) -> L2Phys {
-        match self {
-            Self::Violation { guest_physical, .. }
-            | Self::Misconfiguration { guest_physical }
-            | Self::LogFull { guest_physical } => *guest_physical,
-        }
-    }
+    /// The access ends on the APIC-access page, with EPT or without (SDM Vol. 3C "Virtualizing
+    /// Memory-Mapped APIC Accesses"; exit reason 44).
+    ApicAccess(PageAccess),
 }
 
 /// A translation, with the rights that may be kept for the whole page.
@@ -375,10 +373,22 @@ pub(crate) fn walk<M: GuestMemory + ?Sized, const COMMIT: bool>(
         }
     }
 
+    let physical =
+        L1Phys(leaf & address_mask(52) & !(page_size - 1) | guest_physical.0 & (page_size - 1));
+    // SDM "Guest-Physical Accesses to the APIC-Access Page": an exit always, and below EPT violations.
+    // What linear addresses translate to is the caller's to look at.
+    if access.paging_structure
+        && let Some(page) = ept.apic_access_page
+        && page == physical.page()
+    {
+        return Err(EptFault::ApicAccess(PageAccess {
+            offset: physical.page_offset() as u16,
+            kind: AccessKind::GuestPhysical,
+        }));
+    }
+
     Ok(EptMapping {
-        physical: L1Phys(
-            leaf & address_mask(52) & !(page_size - 1) | guest_physical.0 & (page_size - 1),
-        ),
+        physical,
         page_size,
         readable: rights & READ != 0,
         writable: rights & WRITE != 0 && (!ept.accessed_dirty || dirty),

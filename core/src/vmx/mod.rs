@@ -1,5 +1,6 @@
 //! VMX: Volume 3C of the Intel SDM, a module a chapter or section.
 
+pub mod apic_virtualization;
 pub mod capability;
 pub mod controls;
 pub mod entry;

@@ -22,6 +22,7 @@ impl Processor {
         if let Some(exit) = self.cannot_run() {
             return Some(exit);
         }
+        self.enter_virtual_apic();
         // The timer that a sleeping processor is woken by; `None` before it sleeps.
         let mut alarm = None;
         while self.event_count < self.event_limit {
@@ -114,6 +115,11 @@ impl Processor {
             }
             return Next::from(self.deliver(event));
         }
+        // "APIC-write emulation takes priority over SMIs, INIT signals, and lower priority events", and
+        // so do exits induced by the TPR threshold; both follow the delivery of an event.
+        if let Some(exit) = self.virtual_apic_trap() {
+            return self.reflect(exit);
+        }
         if let Some(exception) = self.cpu.pending_exception.take() {
             return Next::from(self.raise(Event::exception(exception)));
         }
@@ -192,6 +198,11 @@ impl Processor {
             return Some(self.reflect(exit));
         }
         let open = self.interrupts_open();
+        // At the priority of interrupt-window exiting, which rules it out: before external interrupts
+        // (SDM Vol. 3C "Virtual-Interrupt Delivery").
+        if open && let Some(event) = self.take_virtual_interrupt() {
+            return Some(Next::from(self.deliver(event)));
+        }
         let exits = self.in_l2() && self.intercepts.wants_external_interrupts();
         if !open && !exits {
             return None;
@@ -212,6 +223,14 @@ impl Processor {
             } else {
                 None
             };
+            if let Some(vector) = vector
+                && self.apic_virtualization.is_notification(vector)
+            {
+                return Some(match self.process_posted_interrupts() {
+                    Ok(()) => Next::Again,
+                    Err(exit) => Next::User(exit),
+                });
+            }
             return Some(self.reflect(VmExit::external_interrupt(vector)));
         }
         let vector = self.apic.acknowledge()?;
@@ -233,7 +252,8 @@ impl Processor {
             && self
                 .primary_controls()
                 .contains(Primary::INTERRUPT_WINDOW_EXITING);
-        (window || self.apic.pending_interrupt().is_some()) && !self.interrupts_open()
+        (window || self.virtual_apic.recognized || self.apic.pending_interrupt().is_some())
+            && !self.interrupts_open()
     }
 
     /// Whether something is held off by a shadow alone, which ends with one instruction whatever

@@ -74,7 +74,7 @@ impl Processor {
                 Ok(Done::Retired)
             }
             Err(CrFault::Exception(exception)) => Err(exception.into()),
-            Err(CrFault::Ept(fault)) => Err(Trap::Exit(vmx::ept_exit(&fault))),
+            Err(CrFault::Ept(fault)) => Err(Trap::Exit(vmx::ept_exit(&fault, false))),
         }
     }
 
@@ -83,12 +83,10 @@ impl Processor {
             return Err(Exception::GENERAL_PROTECTION.into());
         }
         if self.in_l2() && self.intercepts.cr8() == Cr8::TprShadow {
-            // A trap: the exit comes after the instruction.
-            if let Some(exit) = self.intercepts.write_virtual_cr8(&self.ram, value) {
-                self.retire(instruction.len());
-                return Err(exit.into());
-            }
-            return Ok(Done::Retired);
+            let written =
+                self.apic_virtualization
+                    .write_cr8(&self.cpu.vmx.vmcs12, &self.ram, value);
+            return self.virtualized(written, instruction.len());
         }
         cr_write::write_cr8(&mut self.cpu, value)?;
         self.apic.set_cr8(value);
@@ -113,7 +111,7 @@ impl Processor {
             4 if self.in_l2() => self.intercepts.visible_cr4(sregs.cr4),
             4 => sregs.cr4,
             8 if self.in_l2() && self.intercepts.cr8() == Cr8::TprShadow => {
-                self.intercepts.read_virtual_cr8(&self.ram)
+                self.apic_virtualization.read_cr8(&self.ram)
             }
             8 => self.apic.cr8(),
             _ => return Err(Exception::UNDEFINED.into()),

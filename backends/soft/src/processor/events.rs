@@ -122,7 +122,7 @@ impl Processor {
                     return Some(exit);
                 }
                 DeliveryFault::Ept(fault) => {
-                    self.exit_to_l1(&vmx::ept_exit(&fault));
+                    self.exit_to_l1(&vmx::ept_exit(&fault, true));
                     return None;
                 }
                 DeliveryFault::Exception(second) => {
@@ -210,7 +210,7 @@ impl Processor {
 
     /// An access of the instruction at RIP met L1's EPT.
     pub(crate) fn ept_fault(&mut self, fault: &EptFault, read_modify_write: bool) -> Option<Exit> {
-        let mut exit = vmx::ept_exit(fault);
+        let mut exit = vmx::ept_exit(fault, false);
         if read_modify_write && matches!(fault, EptFault::Violation { .. }) {
             // Read and write in one access (SDM Vol. 3C, table "Exit Qualification for EPT
             // Violations", bits 0 and 1).

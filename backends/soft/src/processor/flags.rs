@@ -56,7 +56,7 @@ impl Processor {
 fn read_and_write(fault: WalkFault) -> Trap {
     match fault {
         WalkFault::Ept(fault @ EptFault::Violation { .. }) => {
-            let mut exit = vmx::ept_exit(&fault);
+            let mut exit = vmx::ept_exit(&fault, false);
             exit.qualification |= 1;
             exit.into()
         }

@@ -115,6 +115,12 @@ impl Processor {
                 );
                 Ok(Some(u64::from_le_bytes(bytes)))
             }
+            Place::ApicAccess(offset) => {
+                let mut bytes = [0; 8];
+                let length = usize::from(size);
+                self.read_apic_page(offset, &mut bytes[..length], length)?;
+                Ok(Some(u64::from_le_bytes(bytes)))
+            }
             Place::Device(address) if self.is_apic_page(address) => {
                 // Registers are 32 bits at 16-byte steps (SDM Vol. 3A "The Local APIC Block Diagram").
                 let offset = (address % PAGE_SIZE) as u16;
@@ -160,6 +166,10 @@ impl Processor {
                     L1Phys(address),
                     &bytes[..usize::from(size)],
                 );
+                Ok(Done::Retired)
+            }
+            Place::ApicAccess(offset) => {
+                self.write_apic_page(offset, &value.to_le_bytes()[..usize::from(size)])?;
                 Ok(Done::Retired)
             }
             Place::Device(address) if self.is_apic_page(address) => {

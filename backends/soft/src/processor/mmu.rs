@@ -3,7 +3,7 @@
 
 use super::Processor;
 use crate::engine::Access as EngineAccess;
-use nvmx_core::addr::PAGE_SIZE;
+use nvmx_core::addr::{L1Phys, PAGE_SIZE};
 use nvmx_core::delivery::{LinearMemory, Privilege};
 use nvmx_core::memory::GuestMemory;
 use nvmx_core::paging::{self, Access, AccessKind, Regime, WalkFault};
@@ -16,6 +16,8 @@ pub(crate) enum Place {
     Ram(u64),
     /// No RAM there: a device, or nothing.
     Device(u64),
+    /// L2's APIC-access page, at this offset.
+    ApicAccess(u16),
 }
 
 impl Processor {
@@ -53,7 +55,9 @@ impl Processor {
     pub(crate) fn place(&mut self, linear: u64, access: Access) -> Result<Place, WalkFault> {
         let physical = self.translate(linear, access)?.physical.0;
         Ok(
-            if self.ram.contains(physical, 1) && !self.is_apic_page(physical) {
+            if self.apic_virtualization.is_access_page(L1Phys(physical)) {
+                Place::ApicAccess((physical % PAGE_SIZE) as u16)
+            } else if self.ram.contains(physical, 1) && !self.is_apic_page(physical) {
                 Place::Ram(physical)
             } else {
                 Place::Device(physical)
@@ -111,8 +115,11 @@ impl Processor {
             let address = self.wrap(linear.wrapping_add(done as u64));
             let part = (buffer.len() - done).min((PAGE_SIZE - address % PAGE_SIZE) as usize);
             let physical = self.translate(address, access)?.physical;
+            let length = buffer.len();
             let chunk = &mut buffer[done..done + part];
-            if self.ram.read(physical, chunk).is_err() {
+            if self.apic_virtualization.is_access_page(physical) {
+                self.read_apic_page(physical.page_offset() as u16, chunk, length)?;
+            } else if self.ram.read(physical, chunk).is_err() {
                 chunk.fill(0xff);
             }
             done += part;
@@ -133,6 +140,11 @@ impl Processor {
                     .physical,
             )
         };
+        for physical in [Some(first), second].into_iter().flatten() {
+            if self.apic_virtualization.is_access_page(physical) {
+                return self.write_apic_page(physical.page_offset() as u16, bytes);
+            }
+        }
         // A write to no RAM is lost, as on a bus with nobody there.
         let _ = self.ram.write(first, head);
         if let Some(second) = second {

@@ -6,6 +6,7 @@
 //! new state: retired, fault delivered through the IDT, VM exit to L1, or an [`Exit`] to user space.
 //! [`boundary`] then looks at what is pending between two instructions.
 
+mod apic;
 mod boundary;
 mod control;
 mod events;
@@ -28,8 +29,9 @@ use nvmx_core::apic::Apic;
 use nvmx_core::cpu::{Cpu, Interruptibility};
 use nvmx_core::paging::{Regime, WalkFault};
 use nvmx_core::vcpu::{Exit, NestedEvent};
+use nvmx_core::vmx::apic_virtualization::ApicVirtualization;
 use nvmx_core::vmx::controls::Primary;
-use nvmx_core::vmx::exit::VmExit;
+use nvmx_core::vmx::exit::{ExitReason, VmExit};
 use nvmx_core::vmx::intercepts::Intercepts;
 use nvmx_core::x86::control::rflags;
 use nvmx_core::x86::{Event, Exception};
@@ -75,7 +77,7 @@ impl From<WalkFault> for Trap {
     fn from(fault: WalkFault) -> Self {
         match fault {
             WalkFault::PageFault(exception) => Self::Fault(exception),
-            WalkFault::Ept(fault) => Self::Exit(vmx::ept_exit(&fault)),
+            WalkFault::Ept(fault) => Self::Exit(vmx::ept_exit(&fault, false)),
         }
     }
 }
@@ -128,6 +130,10 @@ pub(crate) struct Processor {
     pub(crate) regime: Regime,
     /// What L1 wants to see of L2; nothing while L1 runs.
     pub(crate) intercepts: Intercepts,
+    /// What L1 lets L2 do to its APIC; nothing while L1 runs.
+    pub(crate) apic_virtualization: ApicVirtualization,
+    /// What waits at the boundary for the virtual APIC.
+    virtual_apic: apic::Pending,
     pub(crate) effects: Effects,
     pub(crate) pending_read: Option<PendingRead>,
     /// Nested events that user space has not fetched.
@@ -163,6 +169,8 @@ impl Processor {
             tsc_khz: crate::model::TSC_KHZ,
             regime,
             intercepts: Intercepts::default(),
+            apic_virtualization: ApicVirtualization::default(),
+            virtual_apic: apic::Pending::default(),
             effects: Effects {
                 flush: true,
                 flush_page: None,
@@ -266,6 +274,9 @@ impl Processor {
 
     /// Turns the outcome of an instruction of `length` bytes into state.
     pub(crate) fn settle(&mut self, outcome: Outcome, length: usize) -> Option<Exit> {
+        if outcome.is_err() {
+            self.virtual_apic.written = None;
+        }
         match outcome {
             Ok(Done::Retired) => {
                 self.retire(length);
@@ -278,7 +289,11 @@ impl Processor {
                 self.cpu.tsc.ticks = self.cpu.tsc.ticks.wrapping_add(1);
                 self.raise(event)
             }
-            Err(Trap::Exit(exit)) => {
+            Err(Trap::Exit(mut exit)) => {
+                if exit.reason == ExitReason::APIC_ACCESS && length != 0 {
+                    // Defined during event delivery alone; processors give it, and L1 skips by it.
+                    exit.instruction_length = Some(length as u32);
+                }
                 self.exit_to_l1(&exit);
                 None
             }

@@ -115,6 +115,11 @@ impl Processor {
                 self.intercepts
                     .rdmsr(&self.ram, number, instruction.len() as u32),
             )?;
+            if let Some(value) = self.apic_virtualization.read_msr(&self.ram, number) {
+                self.cpu.regs.set(Gpr::Rax, value & 0xffff_ffff);
+                self.cpu.regs.set(Gpr::Rdx, value >> 32);
+                return Ok(Done::Retired);
+            }
         }
         let value = match msr::read(&self.cpu, number) {
             Ok(MsrRead::Value(value)) => value,
@@ -133,14 +138,21 @@ impl Processor {
     pub(super) fn wrmsr(&mut self, instruction: &Instruction) -> Outcome {
         self.require_cpl0()?;
         let number = self.cpu.regs.get(Gpr::Rcx) as u32;
+        let low = self.cpu.regs.get(Gpr::Rax) & 0xffff_ffff;
+        let value = low | self.cpu.regs.get(Gpr::Rdx) << 32;
         if self.in_l2() {
             self.exit_if(
                 self.intercepts
                     .wrmsr(&self.ram, number, instruction.len() as u32),
             )?;
+            let vmcs12 = &mut self.cpu.vmx.vmcs12;
+            let virtualized = self
+                .apic_virtualization
+                .write_msr(vmcs12, &self.ram, number, value)?;
+            if let Some(virtualized) = virtualized {
+                return self.virtualized(virtualized, instruction.len());
+            }
         }
-        let low = self.cpu.regs.get(Gpr::Rax) & 0xffff_ffff;
-        let value = low | self.cpu.regs.get(Gpr::Rdx) << 32;
         match msr::write(&mut self.cpu, number, value) {
             Ok(MsrEffect::None | MsrEffect::Engine | MsrEffect::Tsc) => {}
             Ok(MsrEffect::Apic) => {

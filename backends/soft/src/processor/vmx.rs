@@ -16,8 +16,8 @@ use nvmx_core::vmx::instructions::{self, Instruction as Vmx, Operands, VmxResult
 use nvmx_core::vmx::intercepts::{self, Intercepts};
 use nvmx_core::x86::{Exception, cpuid};
 
-/// The exit for a fault of L1's EPT.
-pub(super) fn ept_exit(fault: &EptFault) -> VmExit {
+/// The exit for a fault of L1's EPT, or for the APIC-access page.
+pub(super) fn ept_exit(fault: &EptFault, during_event_delivery: bool) -> VmExit {
     match *fault {
         EptFault::Violation {
             guest_physical,
@@ -30,6 +30,7 @@ pub(super) fn ept_exit(fault: &EptFault) -> VmExit {
         EptFault::LogFull { guest_physical } => {
             VmExit::page_modification_log_full(false, guest_physical)
         }
+        EptFault::ApicAccess(access) => access.exit(during_event_delivery),
     }
 }
 
@@ -231,6 +232,7 @@ impl Processor {
         } else {
             Intercepts::default()
         };
+        self.apic_level_changed();
         self.effects.controls = true;
         self.address_space_changed();
     }

@@ -3,6 +3,7 @@
 
 pub(crate) mod bare;
 pub(crate) mod nest;
+pub(crate) mod virtual_apic;
 
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
 use nvmx_core::nested::NestedState;

@@ -1,28 +1,12 @@
 //! Controls that the model checks but does not carry out. A caller that runs L2 asks here before it
 //! enters, so that what is missing ends in a message and never in a wrong answer.
 
-use super::{active_secondary, pin_based};
+use super::active_secondary;
 use crate::vmx::Vmcs12;
-use crate::vmx::controls::{PinBased, Secondary};
+use crate::vmx::controls::Secondary;
 
 /// Secondary controls without an implementation, with the SDM's section.
 const SECONDARY: &[(Secondary, &str)] = &[
-    (
-        Secondary::VIRTUALIZE_APIC_ACCESSES,
-        "\"virtualize APIC accesses\", SDM Vol. 3C \"Virtualizing Memory-Mapped APIC Accesses\"",
-    ),
-    (
-        Secondary::VIRTUALIZE_X2APIC_MODE,
-        "\"virtualize x2APIC mode\", SDM Vol. 3C \"Virtualizing MSR-Based APIC Accesses\"",
-    ),
-    (
-        Secondary::APIC_REGISTER_VIRTUALIZATION,
-        "\"APIC-register virtualization\", SDM Vol. 3C \"APIC Virtualization and Virtual Interrupts\"",
-    ),
-    (
-        Secondary::VIRTUAL_INTERRUPT_DELIVERY,
-        "\"virtual-interrupt delivery\", SDM Vol. 3C \"Evaluation and Delivery of Virtual Interrupts\"",
-    ),
     (
         Secondary::PAUSE_LOOP_EXITING,
         "\"PAUSE-loop exiting\", SDM Vol. 3C \"Changes to Instruction Behavior in VMX Non-Root Operation\"",
@@ -43,19 +27,15 @@ const SECONDARY: &[(Secondary, &str)] = &[
 
 /// Every control that [`unsupported`] names: a model that offers none of them never meets one.
 #[must_use]
-pub fn unsupported_controls() -> (PinBased, Secondary) {
-    let all = SECONDARY
+pub fn unsupported_controls() -> Secondary {
+    SECONDARY
         .iter()
-        .fold(Secondary::empty(), |all, &(control, _)| all | control);
-    (PinBased::PROCESS_POSTED_INTERRUPTS, all)
+        .fold(Secondary::empty(), |all, &(control, _)| all | control)
 }
 
 /// The first control of this vmcs12 that L2 could notice missing, with its SDM section.
 #[must_use]
 pub fn unsupported(vmcs12: &Vmcs12) -> Option<&'static str> {
-    if pin_based(vmcs12).contains(PinBased::PROCESS_POSTED_INTERRUPTS) {
-        return Some("\"process posted interrupts\", SDM Vol. 3C \"Posted-Interrupt Processing\"");
-    }
     let secondary = active_secondary(vmcs12);
     SECONDARY
         .iter()

@@ -184,3 +184,25 @@ fn beyond_the_walk_is_a_violation_without_rights() {
         })
     );
 }
+
+#[test]
+fn paging_structures_on_the_apic_access_page_exit_below_violations() {
+    let ept = Ept {
+        apic_access_page: Some(L1Phys(0x7000)),
+        ..Ept::new(0x101e, CAPABILITIES, 40)
+    };
+    let structure = EptAccess::page_walk(0x1234);
+    let exit = EptFault::ApicAccess(PageAccess {
+        offset: 0x234,
+        kind: AccessKind::GuestPhysical,
+    });
+    assert_eq!(walk_to(1, 0x7037, &ept, structure), Err(exit));
+    assert_eq!(walk_to(1, 0x8037, &ept, structure), Ok(0x8234));
+    // What a linear address translates to is looked at by the caller.
+    assert_eq!(walk_to(1, 0x7037, &ept, DATA_READ), Ok(0x7234));
+    // Not readable: a violation, or what else is wrong with the entry.
+    assert!(matches!(
+        walk_to(1, 0x7034, &ept, structure),
+        Err(EptFault::Violation { .. } | EptFault::Misconfiguration { .. })
+    ));
+}

@@ -2,7 +2,9 @@
 //! Information and Updating VM-Entry Control Fields").
 
 use super::ExitReason;
-use super::qualification::{ControlRegisterAccess, EntryFailure, IoAccess};
+use super::qualification::{
+    ApicAccessType, ControlRegisterAccess, EntryFailure, IoAccess, apic_access,
+};
 use crate::addr::L2Phys;
 use crate::x86::{Event, EventKind, Exception, Gpr};
 
@@ -205,6 +207,24 @@ impl VmExit {
             guest_physical: Some(guest_physical),
             ..Self::new(ExitReason::EPT_MISCONFIGURATION)
         }
+    }
+
+    /// An access to the APIC-access page.
+    #[must_use]
+    pub const fn apic_access(offset: u16, access: ApicAccessType) -> Self {
+        Self::new(ExitReason::APIC_ACCESS).with_qualification(apic_access(offset, access))
+    }
+
+    /// A virtualized write to the APIC-access page at `offset`, or of the MSR that is there.
+    #[must_use]
+    pub const fn apic_write(offset: u16) -> Self {
+        Self::new(ExitReason::APIC_WRITE).with_qualification((offset & 0xfff) as u64)
+    }
+
+    /// EOI of a virtual interrupt whose bit is set in the EOI-exit bitmaps.
+    #[must_use]
+    pub const fn virtualized_eoi(vector: u8) -> Self {
+        Self::new(ExitReason::VIRTUALIZED_EOI).with_qualification(vector as u64)
     }
 
     /// The page-modification log is full.

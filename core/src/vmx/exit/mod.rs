@@ -142,13 +142,15 @@ pub fn leave(cpu: &mut Cpu, memory: &dyn GuestMemory, exit: &VmExit) -> Left {
 }
 
 /// Whether the saved RFLAGS have RF set whatever the register holds (SDM Vol. 3C "Saving RIP, RSP,
-/// RFLAGS, and SSP"): faults, and EPT's exits outside the delivery of an event.
+/// RFLAGS, and SSP"): faults, and the exits of EPT and the APIC-access page outside the delivery of an
+/// event.
 fn sets_resume_flag(cpu: &Cpu, exit: &VmExit) -> bool {
     match exit.reason {
         ExitReason::EXCEPTION_OR_NMI => exit.interruption.is_some_and(|event| {
             event.kind == EventKind::HardwareException && event.vector != Exception::DB
         }),
-        ExitReason::EPT_VIOLATION
+        ExitReason::APIC_ACCESS
+        | ExitReason::EPT_VIOLATION
         | ExitReason::EPT_MISCONFIGURATION
         | ExitReason::PAGE_MODIFICATION_LOG_FULL => cpu.injected.is_none(),
         _ => false,

@@ -3,11 +3,9 @@
 //! Operation").
 
 use super::Intercepts;
-use crate::addr::L1Phys;
-use crate::memory::GuestMemory;
 use crate::vmx::controls::Primary;
+use crate::vmx::exit::VmExit;
 use crate::vmx::exit::qualification::ControlRegisterAccess;
-use crate::vmx::exit::{ExitReason, VmExit};
 use crate::x86::Gpr;
 use crate::x86::control::cr0;
 
@@ -30,9 +28,6 @@ pub enum Cr8 {
     /// To the virtual task priority in the virtual-APIC page.
     TprShadow,
 }
-
-/// Offset of VTPR in the virtual-APIC page.
-const VIRTUAL_TPR: u64 = 0x80;
 
 impl Intercepts {
     /// CR0 as L2 reads it.
@@ -132,31 +127,5 @@ impl Intercepts {
         } else {
             Cr8::LocalApic
         }
-    }
-
-    /// Reads CR8 from the virtual-APIC page (SDM Vol. 3C "Virtualizing CR8-Based TPR Accesses").
-    #[must_use]
-    pub fn read_virtual_cr8<M: GuestMemory + ?Sized>(&self, memory: &M) -> u64 {
-        let vtpr = memory.read_u32(self.virtual_tpr()).unwrap_or(0);
-        u64::from(vtpr >> 4 & 15)
-    }
-
-    /// Writes CR8 to the virtual-APIC page; the exit is "TPR below threshold", after the instruction
-    /// (SDM Vol. 3C "TPR Virtualization", without virtual-interrupt delivery).
-    #[must_use]
-    pub fn write_virtual_cr8<M: GuestMemory + ?Sized>(
-        &self,
-        memory: &M,
-        value: u64,
-    ) -> Option<VmExit> {
-        let priority = (value & 15) as u32;
-        // A page outside RAM was refused at VM entry.
-        let _ = memory.write_u32(self.virtual_tpr(), priority << 4);
-        (priority < u32::from(self.tpr_threshold))
-            .then(|| VmExit::new(ExitReason::TPR_BELOW_THRESHOLD))
-    }
-
-    const fn virtual_tpr(&self) -> L1Phys {
-        L1Phys(self.virtual_apic.page().0 + VIRTUAL_TPR)
     }
 }

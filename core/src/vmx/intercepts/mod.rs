@@ -62,10 +62,6 @@ pub struct Intercepts {
     pub cr3_target_count: u8,
     /// XSS-exiting bitmap.
     pub xss_bitmap: u64,
-    /// Virtual-APIC page.
-    pub virtual_apic: L1Phys,
-    /// TPR threshold.
-    pub tpr_threshold: u8,
 }
 
 impl Intercepts {
@@ -103,8 +99,6 @@ impl Intercepts {
             ],
             cr3_target_count: word(Field::CR3_TARGET_COUNT).min(4) as u8,
             xss_bitmap: vmcs12.get(Field::XSS_EXIT_BITMAP),
-            virtual_apic: L1Phys(vmcs12.get(Field::VIRTUAL_APIC_PAGE_ADDR)),
-            tpr_threshold: (word(Field::TPR_THRESHOLD) & 15) as u8,
         }
     }
 
