@@ -6,7 +6,7 @@ pub const LOW_END: u64 = 0x9_fc00;
 /// Where RAM goes on above video memory and ROMs.
 pub const HIGH_START: u64 = 0x10_0000;
 /// Where the firmware's tables lie, if there are any.
-const FIRMWARE: u64 = 0xf_0000;
+pub const FIRMWARE: u64 = 0xf_0000;
 
 /// What a range is, by its number in both formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
