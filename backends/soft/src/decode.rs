@@ -94,6 +94,15 @@ pub(crate) fn segment(cpu: &Cpu, register: Register) -> &Segment {
     }
 }
 
+/// What the segment adds to an offset.
+pub(crate) fn segment_base(cpu: &Cpu, register: Register) -> u64 {
+    if cpu.in_64_bit_mode() && !matches!(register, Register::FS | Register::GS) {
+        0
+    } else {
+        segment(cpu, register).base
+    }
+}
+
 /// A memory operand after segmentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Address {

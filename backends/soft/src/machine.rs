@@ -95,6 +95,9 @@ pub(crate) fn sync_out(processor: &mut Processor, env: &mut Env) {
     if effects.controls {
         env.set_intercepts(intercepts(processor));
     }
+    if effects.native_once {
+        env.run_natively_once();
+    }
     env.set_interrupt_request(processor.wants_interrupt_window());
 }
 

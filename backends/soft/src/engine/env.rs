@@ -92,6 +92,8 @@ pub struct Env {
     pub(super) no_fill: bool,
     /// RFLAGS.RF is set for as long as the count of executed instructions is this.
     pub(super) resume_held: Option<u64>,
+    /// The instruction at RIP is to be translated whatever RFLAGS.AC says.
+    pub(super) native_once: bool,
 }
 
 impl Env {
@@ -211,6 +213,17 @@ impl Env {
     /// Whether translated code could see RF.
     pub(super) fn resume_flag_in_sight(&self) -> bool {
         self.get(ffi::env::EFLAGS) & rflags::RF != 0
+    }
+
+    /// Whether each instruction must be looked at before it runs, for its alignment.
+    pub(super) fn checks_alignment(&self) -> bool {
+        self.get(ffi::env::EFLAGS) & rflags::AC != 0 && self.cpl() == 3
+    }
+
+    /// Has the next instruction run without [`super::Special::AlignmentCheck`].
+    pub fn run_natively_once(&mut self) {
+        self.native_once = true;
+        self.clock.slow_at = 0;
     }
 
     /// Puts RFLAGS where `uc_emu_start` expects them.

@@ -22,6 +22,9 @@ use unicorn_engine_sys::uc_engine;
 /// Events of our own, told from SVM exit codes by their number.
 const EVENT_FAULT: i32 = 0x4000;
 const EVENT_MMIO: i32 = 0x4001;
+/// Flags of a block of one instruction that is translated without a look at its alignment. `CF_LAST_IO`,
+/// of no other use here, keeps it apart from blocks of one instruction that stand for that look.
+const NATIVE_ONCE: i32 = 1 | 0x8000;
 
 /// What the C functions work on. One allocation, reached by raw pointer from both sides.
 pub(super) struct Shared {
@@ -101,11 +104,20 @@ unsafe fn leave(cpu: *mut u8) -> ! {
 /// # Safety
 /// As [`leave`].
 unsafe fn restart_limited(shared: *mut Shared, count: u64) -> ! {
+    // SAFETY: by contract.
+    unsafe { restart(shared, count.min(0x7fff) as i32) }
+}
+
+/// Translates the next block as `flags` (`CF_*`) say.
+///
+/// # Safety
+/// As [`leave`].
+unsafe fn restart(shared: *mut Shared, flags: i32) -> ! {
     // SAFETY: `shared` is live; the jump passes over plain frames.
     unsafe {
         (*shared).env.clock.cut = true;
         let cpu = (*shared).env.cpu;
-        ffi::cpu::CFLAGS_NEXT_TB.write(cpu, count.min(0x7fff) as i32);
+        ffi::cpu::CFLAGS_NEXT_TB.write(cpu, flags);
         ffi::cpu_loop_exit_noexc(cpu)
     }
 }
@@ -190,6 +202,12 @@ unsafe fn on_block_slow(shared: *mut Shared, address: u64, host_pc: usize) {
         if env.interrupt_request() && open {
             ffi::cpu_loop_exit_noexc(env.cpu);
         }
+        if env.native_once {
+            if !block.is_limited() {
+                restart(shared, NATIVE_ONCE);
+            }
+            env.native_once = false;
+        }
         let remaining = env.clock.remaining();
         if block.instructions() > remaining {
             restart_limited(shared, remaining);
@@ -241,6 +259,7 @@ fn dispatch(shared: &mut Shared, number: i32) {
         env.clock.leave_at(rip);
     }
     let resumed = env.hold_resume_flag();
+    env.native_once = false;
     env.bytes_len = 0;
     if !between || code == 0x41 {
         let rip = env.linear_rip();
@@ -267,9 +286,12 @@ fn dispatch(shared: &mut Shared, number: i32) {
                 intercept = Intercept::Special(special);
             } else if intercept == Intercept::Rdtsc && is_rdtscp(bytes) {
                 intercept = Intercept::Rdtscp;
-            } else if intercept == Intercept::Hlt && resumed && !is_hlt(bytes) {
-                // Left here for RF's sake alone; the block is translated anew without it.
-                return;
+            } else if intercept == Intercept::Hlt && !is_hlt(bytes) {
+                if resumed {
+                    // Left here for RF's sake alone; the block is translated anew without it.
+                    return;
+                }
+                intercept = Intercept::Special(Special::AlignmentCheck);
             }
             shared.call(|machine, env| machine.intercept(env, intercept, error_code))
         }
@@ -542,7 +564,8 @@ fn must_not_translate(shared: &mut Shared, address: u64) -> bool {
     }
     if shared.asked_for_block {
         shared.asked_for_block = false;
-        if shared.env.resume_flag_in_sight() {
+        let env = &shared.env;
+        if env.resume_flag_in_sight() || env.checks_alignment() && !env.native_once {
             return true;
         }
     } else {

@@ -5,9 +5,9 @@
 //! Nothing is delivered or walked here. RIP and the count of executed instructions are exact at each
 //! call, and a run stops after exactly as many instructions as asked.
 //!
-//! Known limits, from unicorn: no segment-limit checks and no #AC; a store of 16 bytes or FXSAVE
-//! across pages may be half done when the second page faults; task switches run natively; no hardware
-//! breakpoints.
+//! Known limits, from unicorn: no segment-limit checks; a store of 16 bytes or FXSAVE across pages may be
+//! half done when the second page faults, and one that reaches from another page into the code of its own
+//! block is done twice; task switches run natively; no hardware breakpoints.
 
 mod clock;
 mod control;
@@ -287,6 +287,7 @@ impl Engine {
                     bytes_len: 0,
                     no_fill: false,
                     resume_held: None,
+                    native_once: false,
                 };
                 let shared = NonNull::from(Box::leak(Box::new(Shared::new(env))));
                 let mut engine = Self {

@@ -6,6 +6,7 @@
 //! new state: retired, fault delivered through the IDT, VM exit to L1, or an [`Exit`] to user space.
 //! [`boundary`] then looks at what is pending between two instructions.
 
+mod alignment;
 mod apic;
 mod boundary;
 mod control;
@@ -118,6 +119,8 @@ pub(crate) struct Effects {
     pub(crate) flush_page: Option<u64>,
     /// The level or L1's controls changed: intercepts must be chosen anew.
     pub(crate) controls: bool,
+    /// The instruction at RIP has been looked at and is the engine's to run.
+    pub(crate) native_once: bool,
 }
 
 /// One logical processor.
@@ -175,6 +178,7 @@ impl Processor {
                 flush: true,
                 flush_page: None,
                 controls: true,
+                native_once: false,
             },
             pending_read: None,
             events: Vec::with_capacity(256),
@@ -261,6 +265,7 @@ impl Processor {
             }
             Intercept::Special(Special::UserWait) => self.user_wait(instruction),
             Intercept::Special(Special::FlagsFirst) => self.flags_first(instruction),
+            Intercept::Special(Special::AlignmentCheck) => self.check_alignment(instruction),
             Intercept::Exception(Exception::UD) => self.undefined(instruction),
             Intercept::Pushf | Intercept::Popf => Err(unsupported(
                 "PUSHF and POPF intercept, which nothing asks for",

@@ -72,6 +72,8 @@ impl Nest {
             };
             put(&mut vm, at, handler);
         }
+        // The stack of CPL 0 in a 64-bit TSS.
+        put(&mut vm, 0xb004, &(STACK - 0x1000).to_le_bytes());
         put(&mut vm, L2, code);
         // VMLAUNCH; HLT and, 16 bytes on, VMRESUME; HLT.
         put(&mut vm, ENTER, &[0x0f, 0x01, 0xc2, 0xf4]);
