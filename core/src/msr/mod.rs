@@ -10,6 +10,8 @@ mod system;
 #[cfg(test)]
 mod tests;
 
+pub use features::counter;
+
 use crate::cpu::Cpu;
 use crate::personality::Difference;
 use crate::vmx::entry::l2_tsc;

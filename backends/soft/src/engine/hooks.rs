@@ -315,13 +315,15 @@ fn fault(shared: &mut Shared, pending: Pending, last: Option<Block>) -> Option<A
     {
         return shared.call(|machine, env| machine.intercept(env, Intercept::Exception(13), 0));
     }
-    if request.access == Access::Read
+    let both = request.access != Access::Fetch
         && reads_and_writes(
             &mut shared.information,
             shared.env.instruction_bytes(),
             shared.env.code_size(),
-        )
-    {
+        );
+    // Of a locked instruction the store comes first.
+    request.read_modify_write = both && request.access == Access::Write;
+    if both && request.access == Access::Read {
         // Translated code loads first; the processor asks for write permission at once.
         request.access = Access::Write;
         request.read_modify_write = true;

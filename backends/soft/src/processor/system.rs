@@ -97,13 +97,17 @@ impl Processor {
         Ok(Done::Retired)
     }
 
-    /// RDPMC: there is no counter behind it.
+    /// RDPMC.
     pub(super) fn rdpmc(&mut self, instruction: &Instruction) -> Outcome {
         if self.cpu.cpl() > 0 && self.cpu.sregs.cr4 & cr4::PCE == 0 {
             return Err(Exception::GENERAL_PROTECTION.into());
         }
         self.exit_if(self.intercepts.rdpmc(instruction.len() as u32))?;
-        Err(Exception::GENERAL_PROTECTION.into())
+        let selector = self.cpu.regs.get(Gpr::Rcx) as u32;
+        let value = msr::counter(&self.cpu, selector).ok_or(Exception::GENERAL_PROTECTION)?;
+        self.cpu.regs.set(Gpr::Rax, value & 0xffff_ffff);
+        self.cpu.regs.set(Gpr::Rdx, value >> 32);
+        Ok(Done::Retired)
     }
 
     /// RDMSR.
