@@ -37,12 +37,14 @@ fn secondary(nest: &mut Nest, controls: Secondary) {
     nest.on(Field::SECONDARY_VM_EXEC_CONTROL, controls.bits());
 }
 
-/// Instruction, control, exit reason and qualification with the control; without it the instruction just
-/// runs.
+/// Instruction, its control, exit reason and qualification with the control.
+type Controlled = (&'static str, &'static [u8], Primary, Secondary, u32, u64);
+
+/// Without the control the instruction just runs.
 #[test]
 fn an_instruction_exits_exactly_with_its_control() {
     let none = Secondary::empty();
-    let rows: [(&str, &[u8], Primary, Secondary, u32, u64); 25] = [
+    let rows: [Controlled; 25] = [
         (
             "INVLPG",
             &[0x0f, 0x01, 0x3c, 0x25, 0x78, 0x56, 0x34, 0x12],

@@ -287,9 +287,9 @@ fn rdpmc_finds_the_counters_that_cpuid_tells_of() {
         edx: 0x603,
         ..CpuidEntry::default()
     };
-    cpu.model = std::sync::Arc::new(Model {
+    cpu.model = Arc::new(crate::cpu::Model {
         cpuid: vec![leaf],
-        ..Model::default()
+        ..crate::cpu::Model::default()
     });
     assert!(read(&cpu, 3) && !read(&cpu, 4));
     assert!(read(&cpu, 1 << 30 | 2) && !read(&cpu, 1 << 30 | 3) && !read(&cpu, 1 << 31));
