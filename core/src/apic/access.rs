@@ -90,7 +90,8 @@ impl Apic {
                 self.set_divide(value, now);
                 return Ok(ApicEffect::Timer);
             }
-            SELF_IPI if x2apic => self.accept(value as u8, false),
+            // The vector is all there is to write.
+            SELF_IPI if x2apic && value <= 0xff => self.accept(value as u8, false),
             _ => return Err(ApicFault),
         }
         Ok(ApicEffect::None)

@@ -185,6 +185,7 @@ fn x2apic_mode() {
         (0x828, Ok(0), 0, true),
         (0x828, Ok(0), 1, false),
         (0x831, Err(ApicFault), 0, false),
+        (0x83f, Err(ApicFault), 0x155, false),
         (0x83f, Err(ApicFault), 0x55, true),
         (0x840, Err(ApicFault), 0, false),
         (0x8ff, Err(ApicFault), 0, false),

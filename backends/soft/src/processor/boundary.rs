@@ -109,9 +109,10 @@ impl Processor {
         if let Some(event) = self.cpu.injected {
             if event.kind == EventKind::Other {
                 // "Other event" with vector 0: a pending MTF VM exit (SDM Vol. 3C "Injection of
-                // Pending MTF VM Exits").
+                // Pending MTF VM Exits"), which has its own priority.
                 self.cpu.injected = None;
-                return self.reflect(VmExit::new(ExitReason::MONITOR_TRAP_FLAG));
+                self.cpu.vmx.mtf_pending = true;
+                return Next::Again;
             }
             return Next::from(self.deliver(event));
         }
