@@ -82,6 +82,34 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// What makes the machines of one backend one after the other, this one first. The old one is put
+    /// away before the next is made, since a lab's agent has one at a time.
+    #[cfg(feature = "soft")]
+    pub(crate) fn into_series(
+        self,
+        spec: Spec,
+        config: VmConfig,
+    ) -> impl FnMut(Option<Box<dyn Vm>>) -> anyhow::Result<Box<dyn Vm>> {
+        let Self { vm, mut _lab, .. } = self;
+        let mut first = Some(vm);
+        move |old| {
+            drop(old);
+            if let Some(vm) = first.take() {
+                return Ok(vm);
+            }
+            match &mut _lab {
+                Some(lab) => Ok(Box::new(RemoteVm::connect(
+                    lab.stream(),
+                    "the lab".into(),
+                    &config,
+                )?)),
+                None => Ok(open(&spec, &config)?.vm),
+            }
+        }
+    }
+}
+
 /// Makes a machine on a backend.
 pub(crate) fn open(spec: &Spec, config: &VmConfig) -> anyhow::Result<Machine> {
     open_inner(spec, config).with_context(|| format!("backend {spec}"))

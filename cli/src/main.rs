@@ -48,6 +48,8 @@ fn main() -> ExitCode {
         Command::Diff(options) => commands::diff::run(&options),
         Command::Replay(options) => commands::replay::run(&options),
         Command::Compare(options) => commands::compare::run(&options),
+        #[cfg(feature = "soft")]
+        Command::Campaign(options) => commands::campaign::run(&options),
         Command::Convert(options) => commands::convert::run(&options),
         Command::Lab(options) => commands::lab::run(&options),
         Command::Agent(options) => commands::agent::run(&options),

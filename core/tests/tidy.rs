@@ -76,6 +76,15 @@ const ARROWS: &[(&str, &[&str])] = &[
             "nvmx-snapshots",
             "nvmx-examples",
             "nvmx-lab",
+            "nvmx-campaign",
+        ],
+    ),
+    (
+        "campaign",
+        &[
+            "nvmx-core",
+            "nvmx-machine",
+            "nvmx-examples",
         ],
     ),
     (

@@ -2,6 +2,8 @@
 
 pub(crate) mod agent;
 pub(crate) mod backends;
+#[cfg(feature = "soft")]
+pub(crate) mod campaign;
 pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod completions;

@@ -1,0 +1,124 @@
+//! What differs between two outcomes of a case, and which differences have an explanation.
+
+use crate::case::Case;
+use crate::explain;
+use crate::layout::status;
+use crate::wire::{Outcome, Record};
+use nvmx_core::vmx::Vmcs12;
+use nvmx_core::vmx::vmcs12::Layout;
+use std::fmt;
+
+/// One difference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// What: a field's name, `outcome`, or one of [`Record::others`].
+    pub what: String,
+    /// On the model.
+    pub left: u64,
+    /// On the other.
+    pub right: u64,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:#x} and {:#x}", self.what, self.left, self.right)
+    }
+}
+
+/// Two outcomes of one case.
+#[derive(Clone, Copy)]
+pub struct Pair<'a> {
+    /// The case.
+    pub case: &'a Case,
+    /// The VMCS before the entry.
+    pub before: &'a Vmcs12,
+    /// The model's.
+    pub left: &'a Record,
+    /// The other's.
+    pub right: &'a Record,
+}
+
+/// The verdict on a case.
+#[derive(Debug, Clone, Default)]
+pub struct Verdict {
+    /// Explanations that were needed, by id.
+    pub explained: Vec<&'static str>,
+    /// What nothing explains.
+    pub unexplained: Vec<Difference>,
+    /// What both, or each, came to.
+    pub summary: [String; 2],
+}
+
+impl Verdict {
+    /// Whether anything is left.
+    #[must_use]
+    pub fn agrees(&self) -> bool {
+        self.unexplained.is_empty()
+    }
+}
+
+/// Compares two outcomes.
+#[must_use]
+pub fn judge(case: &Case, before: &Vmcs12, left: &Outcome, right: &Outcome, against: explain::Against) -> Verdict {
+    let mut verdict = Verdict {
+        summary: [left.summary(), right.summary()],
+        ..Verdict::default()
+    };
+    let (Outcome::Record(left), Outcome::Record(right)) = (left, right) else {
+        match explain::stopped(left, right) {
+            Some(id) => verdict.explained.push(id),
+            None if left == right => {}
+            None => verdict.unexplained.push(Difference {
+                what: "outcome".into(),
+                left: 0,
+                right: 0,
+            }),
+        }
+        return verdict;
+    };
+    let pair = Pair {
+        case,
+        before,
+        left,
+        right,
+    };
+    if let Some(row) = explain::whole_case(&pair, against) {
+        if !differences(left, right).is_empty() {
+            verdict.explained.push(row);
+        }
+        return verdict;
+    }
+    for difference in differences(left, right) {
+        match explain::field(&pair, &difference, against) {
+            Some(id) if verdict.explained.contains(&id) => {}
+            Some(id) => verdict.explained.push(id),
+            None => verdict.unexplained.push(difference),
+        }
+    }
+    verdict
+}
+
+/// Everything that differs; if the way the entries ended differs, just that.
+fn differences(left: &Record, right: &Record) -> Vec<Difference> {
+    let difference = |what: String, left, right| Difference { what, left, right };
+    let reason = |record: &Record| {
+        let field = nvmx_core::vmx::Field::VM_EXIT_REASON;
+        if record.status == status::EXIT {
+            record.vmcs12.get(field)
+        } else {
+            0
+        }
+    };
+    let ended = |record: &Record| u64::from(record.status) << 32 | reason(record);
+    if ended(left) != ended(right) {
+        return vec![difference("outcome".into(), ended(left), ended(right))];
+    }
+    let fields = Layout::Linux6_1.fields().filter_map(|field| {
+        let (a, b) = (left.vmcs12.get(field), right.vmcs12.get(field));
+        (a != b).then(|| difference(field.to_string(), a, b))
+    });
+    let others = left.others().zip(right.others());
+    fields
+        .chain(others.filter(|(a, b)| a != b).map(|((what, a), (_, b))| difference(what, a, b)))
+        .collect()
+}

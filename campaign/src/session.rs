@@ -1,0 +1,201 @@
+//! A campaign: batches of cases on the model and on one other implementation, side by side.
+
+use crate::case::Case;
+use crate::explain::Against;
+use crate::generate::Generator;
+use crate::judge::{Difference, Verdict, judge};
+use crate::layout;
+use crate::runner::{Runner, Trouble};
+use crate::wire::{Access, Outcome};
+use nvmx_core::vcpu::Vm;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+/// Makes the model's machines, each in the thread that uses it.
+pub type MakeModel<'a> = &'a (dyn Fn() -> Result<Box<dyn Vm>, Trouble> + Sync);
+
+/// The other implementation.
+pub trait Peer {
+    /// Runs a batch: an outcome for each case.
+    fn run(&mut self, cases: &[Case]) -> Result<Vec<Outcome>, Trouble>;
+}
+
+impl Peer for Runner<'_> {
+    fn run(&mut self, cases: &[Case]) -> Result<Vec<Outcome>, Trouble> {
+        Self::run(self, cases)
+    }
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Cases.
+    pub count: u64,
+    /// The first one's number.
+    pub first: u64,
+    /// Cases in a batch, at most [`layout::MAX_BATCH`].
+    pub batch: usize,
+    /// Threads of the model.
+    pub threads: usize,
+    /// How the fields get there.
+    pub access: Access,
+    /// Who the other one is.
+    pub against: Against,
+    /// What a batch may take on the model.
+    pub time: Duration,
+}
+
+/// A case with a difference that nothing explains.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    /// Its number in the campaign.
+    pub number: u64,
+    /// The case.
+    pub case: Case,
+    /// What differs.
+    pub differences: Vec<Difference>,
+    /// What each side came to.
+    pub summary: [String; 2],
+}
+
+impl Finding {
+    /// What findings of one kind have in common: the names of what differs, and how they ended.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        let names: Vec<_> = self.differences.iter().map(|d| d.what.as_str()).collect();
+        match names.as_slice() {
+            ["outcome"] => {
+                let end = |text: &str| text.split(" rip").next().unwrap_or_default().to_owned();
+                format!("{} / {}", end(&self.summary[0]), end(&self.summary[1]))
+            }
+            names => names.join(" "),
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    /// Cases that both ran.
+    pub cases: u64,
+    /// Cases by how they ended on the model.
+    pub ended: BTreeMap<String, u64>,
+    /// Cases with a difference that has an explanation, by its id.
+    pub explained: BTreeMap<&'static str, u64>,
+    /// The first case of each explanation.
+    pub first_explained: BTreeMap<&'static str, u64>,
+    /// Cases with a difference that has none.
+    pub unexplained: u64,
+    /// The first of them.
+    #[serde(skip)]
+    pub findings: Vec<Finding>,
+}
+
+/// Findings that are kept.
+const KEPT: usize = 2000;
+
+impl Report {
+    fn add(&mut self, number: u64, case: &Case, left: &Outcome, verdict: Verdict) {
+        self.cases += 1;
+        *self.ended.entry(ending(left)).or_default() += 1;
+        for id in &verdict.explained {
+            *self.explained.entry(id).or_default() += 1;
+            self.first_explained.entry(id).or_insert(number);
+        }
+        if verdict.agrees() {
+            return;
+        }
+        self.unexplained += 1;
+        if self.findings.len() < KEPT {
+            self.findings.push(Finding {
+                number,
+                case: case.clone(),
+                differences: verdict.unexplained,
+                summary: verdict.summary,
+            });
+        }
+    }
+}
+
+/// How a case ended, without its particulars.
+fn ending(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Stopped(_) => "stopped".into(),
+        Outcome::Record(record) if record.entered() => "entered".into(),
+        Outcome::Record(record) => {
+            let text = record.summary();
+            text.split(" qualification").next().unwrap_or_default().to_owned()
+        }
+    }
+}
+
+/// Runs it. `progress` hears cases done and unexplained differences so far.
+pub fn run(
+    plan: &Plan,
+    generator: &Generator,
+    make: MakeModel<'_>,
+    peer: &mut dyn Peer,
+    progress: &mut dyn FnMut(&Report),
+) -> Result<Report, Trouble> {
+    let mut report = Report::default();
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..plan.threads.max(1))
+            .map(|_| {
+                let (to, cases) = mpsc::channel::<Vec<Case>>();
+                let (outcomes, from) = mpsc::channel();
+                scope.spawn(move || worker(plan, make, &cases, &outcomes));
+                (to, from)
+            })
+            .collect();
+        let mut done = 0;
+        while done < plan.count {
+            let size = (plan.batch.clamp(1, layout::MAX_BATCH) as u64).min(plan.count - done);
+            let first = plan.first + done;
+            let cases: Vec<Case> = (first..first + size).map(|number| generator.case(number)).collect();
+            let share = cases.len().div_ceil(workers.len());
+            let mut sent = Vec::new();
+            for (chunk, (to, from)) in cases.chunks(share).zip(&workers) {
+                let _ = to.send(chunk.to_vec());
+                sent.push(from);
+            }
+            let right = peer.run(&cases)?;
+            let mut left = Vec::with_capacity(cases.len());
+            for from in sent {
+                let gone = |_| Trouble::Other("a thread of the model ended".into());
+                left.extend(from.recv().map_err(gone)??);
+            }
+            for (((number, case), left), right) in (first..).zip(&cases).zip(&left).zip(&right) {
+                let before = generator.vmcs12(case);
+                let verdict = judge(case, &before, left, right, plan.against);
+                report.add(number, case, left, verdict);
+            }
+            done += size;
+            progress(&report);
+        }
+        Ok(report)
+    })
+}
+
+fn worker(
+    plan: &Plan,
+    make: MakeModel<'_>,
+    cases: &mpsc::Receiver<Vec<Case>>,
+    outcomes: &mpsc::Sender<Result<Vec<Outcome>, Trouble>>,
+) {
+    let serve = || -> Result<(), Trouble> {
+        let again = Box::new(|_: Option<Box<dyn Vm>>| make());
+        let mut runner = Runner::new(again, plan.access, plan.time)?;
+        for cases in cases {
+            if outcomes.send(runner.run(&cases)).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    };
+    if let Err(error) = serve() {
+        let _ = outcomes.send(Err(error));
+    }
+}
