@@ -72,13 +72,22 @@ impl Fields {
 
 /// All of them. The first serves as a first look at a new backend.
 pub static BASES: &[Base] = &[
-    Base { name: "long", build: |_| {} },
-    Base { name: "long-ept", build: Fields::ept },
+    Base {
+        name: "long",
+        build: |_| {},
+    },
+    Base {
+        name: "long-ept",
+        build: Fields::ept,
+    },
     Base {
         name: "unrestricted",
         build: Fields::unrestricted,
     },
-    Base { name: "pae", build: Fields::pae },
+    Base {
+        name: "pae",
+        build: Fields::pae,
+    },
     Base {
         name: "pae-ept",
         build: |f| {
@@ -254,11 +263,27 @@ impl Base {
         }
         let capability = Capability::from(model);
         for (field, control, wanted) in [
-            (Field::PIN_BASED_VM_EXEC_CONTROL, ControlField::PinBased, f.pin.bits()),
-            (Field::CPU_BASED_VM_EXEC_CONTROL, ControlField::Primary, f.primary.bits()),
-            (Field::SECONDARY_VM_EXEC_CONTROL, ControlField::Secondary, f.secondary.bits()),
+            (
+                Field::PIN_BASED_VM_EXEC_CONTROL,
+                ControlField::PinBased,
+                f.pin.bits(),
+            ),
+            (
+                Field::CPU_BASED_VM_EXEC_CONTROL,
+                ControlField::Primary,
+                f.primary.bits(),
+            ),
+            (
+                Field::SECONDARY_VM_EXEC_CONTROL,
+                ControlField::Secondary,
+                f.secondary.bits(),
+            ),
             (Field::VM_EXIT_CONTROLS, ControlField::Exit, f.exit.bits()),
-            (Field::VM_ENTRY_CONTROLS, ControlField::Entry, f.entry.bits()),
+            (
+                Field::VM_ENTRY_CONTROLS,
+                ControlField::Entry,
+                f.entry.bits(),
+            ),
         ] {
             f.set(field, capability.allowed(control).adjust(wanted.into()));
         }
@@ -316,11 +341,17 @@ mod tests {
         let memory = VecMemory::new(16 << 20);
         let revision = 0x8000_0000 | Vmcs12::new().revision();
         for (address, bytes) in crate::tables::chunks() {
-            memory.write(nvmx_core::addr::L1Phys(address), &bytes).unwrap();
+            memory
+                .write(nvmx_core::addr::L1Phys(address), &bytes)
+                .unwrap();
         }
         let pae = nvmx_examples::runtime::tables::paging_pae(map::PAGING_PAE);
-        memory.write(nvmx_core::addr::L1Phys(map::PAGING_PAE), &pae).unwrap();
-        memory.write_u32(nvmx_core::addr::L1Phys(layout::SHADOW_LINK), revision).unwrap();
+        memory
+            .write(nvmx_core::addr::L1Phys(map::PAGING_PAE), &pae)
+            .unwrap();
+        memory
+            .write_u32(nvmx_core::addr::L1Phys(layout::SHADOW_LINK), revision)
+            .unwrap();
         assert!(BASES.len() as u64 <= layout::MAX_BASES);
         for base in BASES {
             let fields = base.fields(&model, 0x11_4000);

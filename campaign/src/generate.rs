@@ -67,9 +67,10 @@ impl Generator {
         while mutations.len() < count {
             let mutation = match random.below(40) {
                 0 => values::memory(random, self.width),
-                1 if mutations.is_empty() => {
-                    Mutation::Header(Hex(*random.pick(&[0, 8, 8])), Hex(*random.pick(&[0, 1, 2, 0x8000_0000 | 0x11e5_7ed0])))
-                }
+                1 if mutations.is_empty() => Mutation::Header(
+                    Hex(*random.pick(&[0, 8, 8])),
+                    Hex(*random.pick(&[0, 1, 2, 0x8000_0000 | 0x11e5_7ed0])),
+                ),
                 _ => {
                     let (field, value) = values::field(random, vmcs12, self.width);
                     Mutation::Field(Named(field), Hex(value))
@@ -80,7 +81,10 @@ impl Generator {
                 Mutation::Memory(Hex(address), _) => (1, address),
                 Mutation::Header(Hex(offset), _) => (2, offset),
             };
-            if mutations.iter().all(|other| place(other) != place(&mutation)) {
+            if mutations
+                .iter()
+                .all(|other| place(other) != place(&mutation))
+            {
                 mutations.push(mutation);
             }
         }

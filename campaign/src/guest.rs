@@ -39,11 +39,14 @@ pub fn build(extra: Vec<(u64, Vec<u8>)>) -> Result<Guest, BuildError> {
         (map::IDT_L1, standard_tables::idt(map::STUBS_L1, &[2, 8])),
         (map::PAGING_L1, standard_tables::paging(map::PAGING_L1)),
         (map::PAGING_L2, standard_tables::paging(map::PAGING_L2)),
-        (map::PAGING_PAE, standard_tables::paging_pae(map::PAGING_PAE)),
+        (
+            map::PAGING_PAE,
+            standard_tables::paging_pae(map::PAGING_PAE),
+        ),
         (map::STUBS_L1, l1_stubs),
         (map::ROUTINES, routine_bytes),
         (map::L1_CODE, code),
-        (map::EPT, standard_tables::ept()),
+        (map::EPT, tables::ept()),
     ];
     chunks.extend(tables::chunks());
     chunks.extend(extra);
@@ -164,8 +167,19 @@ fn pointers(a: &mut CodeAssembler) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// Nothing of the case before stays: record, L2's stack, CR2.
+/// Nothing of the case before stays: record, L2's stack, CR2, and on Bochs 2.7 the blocking of NMIs, which
+/// outlives L2 there until an IRET.
 fn clear(a: &mut CodeAssembler) -> Result<(), BuildError> {
+    let mut after = a.create_label();
+    a.mov(rcx, rsp)?;
+    a.push(i32::from(map::selector::DATA))?;
+    a.push(rcx)?;
+    a.pushfq()?;
+    a.push(i32::from(map::selector::CODE))?;
+    a.lea(rax, ptr(after))?;
+    a.push(rax)?;
+    a.iretq()?;
+    a.set_label(&mut after)?;
     a.xor(eax, eax)?;
     a.mov(cr2, rax)?;
     a.mov(edi, r13d)?;
@@ -263,8 +277,14 @@ fn swap(a: &mut CodeAssembler) -> Result<(), BuildError> {
 
 /// VMPTRLD, L2's registers, VMLAUNCH or VMRESUME; what comes back without an exit.
 fn enter(a: &mut CodeAssembler, collect: CodeLabel) -> Result<(), BuildError> {
-    let [mut loaded, mut launch_or_resume, mut resume, mut failed, mut invalid, mut valid] =
-        std::array::from_fn(|_| a.create_label());
+    let [
+        mut loaded,
+        mut launch_or_resume,
+        mut resume,
+        mut failed,
+        mut invalid,
+        mut valid,
+    ] = std::array::from_fn(|_| a.create_label());
     a.cmp(dword_ptr(control::BY_FIELDS), 0)?;
     a.jne(launch_or_resume)?;
     a.vmptrld(qword_ptr(control::POINTER))?;
@@ -327,7 +347,10 @@ fn after_exit(a: &mut CodeAssembler) -> Result<(), BuildError> {
     a.sidt(ptr(r13 + record::TABLES as i32 + 16))?;
     for (index, register) in [es, cs, ss, ds, fs, gs].into_iter().enumerate() {
         a.mov(eax, register)?;
-        a.mov(word_ptr(r13 + record::SELECTORS as i32 + 2 * index as i32), ax)?;
+        a.mov(
+            word_ptr(r13 + record::SELECTORS as i32 + 2 * index as i32),
+            ax,
+        )?;
     }
     a.str(word_ptr(r13 + record::SELECTORS as i32 + 12))?;
     a.sldt(word_ptr(r13 + record::SELECTORS as i32 + 14))?;
@@ -373,8 +396,14 @@ fn msrs(a: &mut CodeAssembler) -> Result<(), BuildError> {
 
 /// The VMCS and L2's stack into the record; the VMCS is not current afterwards.
 fn read_back(a: &mut CodeAssembler) -> Result<(), BuildError> {
-    let [mut by_fields, mut each, mut skip, mut four, mut eight, mut read] =
-        std::array::from_fn(|_| a.create_label());
+    let [
+        mut by_fields,
+        mut each,
+        mut skip,
+        mut four,
+        mut eight,
+        mut read,
+    ] = std::array::from_fn(|_| a.create_label());
     let mut done = a.create_label();
     a.mov(esi, layout::STACK as u32 - record::STACK_BYTES as u32)?;
     a.lea(rdi, ptr(r13 + record::STACK as i32))?;

@@ -59,7 +59,13 @@ impl Verdict {
 
 /// Compares two outcomes.
 #[must_use]
-pub fn judge(case: &Case, before: &Vmcs12, left: &Outcome, right: &Outcome, against: explain::Against) -> Verdict {
+pub fn judge(
+    case: &Case,
+    before: &Vmcs12,
+    left: &Outcome,
+    right: &Outcome,
+    against: explain::Against,
+) -> Verdict {
     let mut verdict = Verdict {
         summary: [left.summary(), right.summary()],
         ..Verdict::default()
@@ -82,12 +88,6 @@ pub fn judge(case: &Case, before: &Vmcs12, left: &Outcome, right: &Outcome, agai
         left,
         right,
     };
-    if let Some(row) = explain::whole_case(&pair, against) {
-        if !differences(left, right).is_empty() {
-            verdict.explained.push(row);
-        }
-        return verdict;
-    }
     for difference in differences(left, right) {
         match explain::field(&pair, &difference, against) {
             Some(id) if verdict.explained.contains(&id) => {}
@@ -119,6 +119,10 @@ fn differences(left: &Record, right: &Record) -> Vec<Difference> {
     });
     let others = left.others().zip(right.others());
     fields
-        .chain(others.filter(|(a, b)| a != b).map(|((what, a), (_, b))| difference(what, a, b)))
+        .chain(
+            others
+                .filter(|(a, b)| a != b)
+                .map(|((what, a), (_, b))| difference(what, a, b)),
+        )
         .collect()
 }

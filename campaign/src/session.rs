@@ -127,7 +127,10 @@ fn ending(outcome: &Outcome) -> String {
         Outcome::Record(record) if record.entered() => "entered".into(),
         Outcome::Record(record) => {
             let text = record.summary();
-            text.split(" qualification").next().unwrap_or_default().to_owned()
+            text.split(" qualification")
+                .next()
+                .unwrap_or_default()
+                .to_owned()
         }
     }
 }
@@ -154,7 +157,9 @@ pub fn run(
         while done < plan.count {
             let size = (plan.batch.clamp(1, layout::MAX_BATCH) as u64).min(plan.count - done);
             let first = plan.first + done;
-            let cases: Vec<Case> = (first..first + size).map(|number| generator.case(number)).collect();
+            let cases: Vec<Case> = (first..first + size)
+                .map(|number| generator.case(number))
+                .collect();
             let share = cases.len().div_ceil(workers.len());
             let mut sent = Vec::new();
             for (chunk, (to, from)) in cases.chunks(share).zip(&workers) {

@@ -12,7 +12,10 @@ const CPUID: [u8; 2] = [0x0f, 0xa2];
 const USER: u64 = 4;
 
 fn quads(entries: &[u64]) -> Vec<u8> {
-    entries.iter().flat_map(|entry| entry.to_le_bytes()).collect()
+    entries
+        .iter()
+        .flat_map(|entry| entry.to_le_bytes())
+        .collect()
 }
 
 /// Everything, by address.
@@ -32,10 +35,28 @@ pub(crate) fn chunks() -> Vec<(u64, Vec<u8>)> {
         (layout::APIC_ACCESS, vec![0; 0x1000]),
         (layout::EPTP_LIST, vec![0; 0x1000]),
         (layout::VE_INFORMATION, vec![0; 0x1000]),
-        (layout::USER_PAGING, for_user(standard::paging(layout::USER_PAGING))),
-        (layout::USER_PAE, for_user_pae(standard::paging_pae(layout::USER_PAE))),
+        (
+            layout::USER_PAGING,
+            for_user(standard::paging(layout::USER_PAGING)),
+        ),
+        (
+            layout::USER_PAE,
+            for_user_pae(standard::paging_pae(layout::USER_PAE)),
+        ),
         (layout::TSS_64, task_states()),
     ]
+}
+
+/// The example guests' EPT with accessed and dirty flags set, so that what an earlier case did to them
+/// does not show in a later one.
+pub(crate) fn ept() -> Vec<u8> {
+    let tables = standard::ept();
+    let (entries, _) = tables.as_chunks::<8>();
+    let used = |entry: &[u8; 8]| match u64::from_le_bytes(*entry) {
+        0 => 0,
+        entry => entry | 0x300,
+    };
+    quads(&entries.iter().map(used).collect::<Vec<_>>())
 }
 
 /// 32-bit interrupt gates.

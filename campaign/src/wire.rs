@@ -81,7 +81,9 @@ fn pairs(fields: &[(Field, u64)]) -> Vec<u8> {
 
 /// Fields of KVM's layout that VMWRITE may write.
 pub fn writable() -> impl Iterator<Item = Field> {
-    Layout::Linux6_1.fields().filter(|field| !field.is_read_only())
+    Layout::Linux6_1
+        .fields()
+        .filter(|field| !field.is_read_only())
 }
 
 /// The list at [`layout::FIELD_LIST`].
@@ -143,7 +145,9 @@ impl Case {
                 Mutation::Field(Named(field), Hex(value)) => {
                     (field.0, u32::from_le_bytes(place(field)), value)
                 }
-                Mutation::Memory(Hex(address), Hex(value)) => (patch::MEMORY, address as u32, value),
+                Mutation::Memory(Hex(address), Hex(value)) => {
+                    (patch::MEMORY, address as u32, value)
+                }
                 Mutation::Header(Hex(offset), Hex(value)) => {
                     (patch::HEADER, offset as u32 | 4 << 16, value)
                 }
@@ -255,7 +259,10 @@ impl Record {
             let name = WORDS.iter().find(|(offset, _)| *offset == at);
             let name = match name {
                 Some((_, name)) => (*name).to_owned(),
-                None if at >= record::STACK => format!("stack {:#x}", layout::STACK as usize - record::STACK_BYTES + at - record::STACK),
+                None if at >= record::STACK => format!(
+                    "stack {:#x}",
+                    layout::STACK as usize - record::STACK_BYTES + at - record::STACK
+                ),
                 None => match PROBES.get((at.wrapping_sub(record::PROBES)) / 8) {
                     Some(msr) => format!("L1 MSR {msr:#x}"),
                     None => format!("record {at:#x}"),

@@ -429,7 +429,9 @@ pub(crate) struct CampaignEntry {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  nvmx campaign replay case.ron\n  nvmx campaign replay nvmx-campaign/*.ron --backend lab:6.12")]
+#[command(
+    after_help = "Examples:\n  nvmx campaign replay case.ron\n  nvmx campaign replay nvmx-campaign/*.ron --backend lab:6.12"
+)]
 pub(crate) struct CampaignReplay {
     /// Case files
     #[arg(required = true)]

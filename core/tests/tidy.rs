@@ -79,14 +79,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "nvmx-campaign",
         ],
     ),
-    (
-        "campaign",
-        &[
-            "nvmx-core",
-            "nvmx-machine",
-            "nvmx-examples",
-        ],
-    ),
+    ("campaign", &["nvmx-core", "nvmx-machine", "nvmx-examples"]),
     (
         "demo",
         &["nvmx-core", "nvmx-machine", "nvmx-soft", "nvmx-snapshots"],

@@ -56,14 +56,28 @@ const CANONICAL: &[u64] = &[
     1 << 63,
 ];
 const LIMITS: &[u64] = &[
-    0, 1, 0x67, 0xfff, 0x1000, 0xffff, 0x1_0000, 0xf_ffff, 0x10_0000, 0x10_0fff, 0xffff_ffff, 0xffff_f000,
-    0xfff0_0000, 0x67ff_ffff,
+    0,
+    1,
+    0x67,
+    0xfff,
+    0x1000,
+    0xffff,
+    0x1_0000,
+    0xf_ffff,
+    0x10_0000,
+    0x10_0fff,
+    0xffff_ffff,
+    0xffff_f000,
+    0xfff0_0000,
+    0x67ff_ffff,
 ];
 const RIGHTS: &[u64] = &[
-    0, 0x93, 0x9b, 0xc093, 0xc09b, 0xa09b, 0x8b, 0x83, 0x82, 0x89, 0xf3, 0x1_0000, 0xc0f3, 0xa0fb, 0xc09f, 0xc097,
-    0xc091, 0xe09b, 0xa093, 0x1_c093, 0xc0d3, 0xc0b3,
+    0, 0x93, 0x9b, 0xc093, 0xc09b, 0xa09b, 0x8b, 0x83, 0x82, 0x89, 0xf3, 0x1_0000, 0xc0f3, 0xa0fb,
+    0xc09f, 0xc097, 0xc091, 0xe09b, 0xa093, 0x1_c093, 0xc0d3, 0xc0b3,
 ];
-const SELECTORS: &[u64] = &[0, 1, 2, 3, 4, 7, 8, 0xb, 0x10, 0x13, 0x14, 0x18, 0x28, 0x38, 0x40, 0xffff, 0xfff8];
+const SELECTORS: &[u64] = &[
+    0, 1, 2, 3, 4, 7, 8, 0xb, 0x10, 0x13, 0x14, 0x18, 0x28, 0x38, 0x40, 0xffff, 0xfff8,
+];
 
 /// A field and a value for it.
 pub(super) fn field(random: &mut Random, vmcs12: &Vmcs12, width: u8) -> (Field, u64) {
@@ -110,7 +124,15 @@ fn value(random: &mut Random, field: Field, old: u64, width: u8) -> u64 {
             _ => flip(random, old, 64),
         },
         Field::GUEST_CR0 => match random.below(4) {
-            0 => *random.pick(&[0x31, 0x30, 0x8000_0031, 0xe000_0031, 0x6000_0030, 0x8005_003f, 0x8000_0030]),
+            0 => *random.pick(&[
+                0x31,
+                0x30,
+                0x8000_0031,
+                0xe000_0031,
+                0x6000_0030,
+                0x8005_003f,
+                0x8000_0030,
+            ]),
             1 => flip(random, old, 64),
             _ => flip(random, old, 32),
         },
@@ -134,13 +156,30 @@ fn value(random: &mut Random, field: Field, old: u64, width: u8) -> u64 {
         Field::GUEST_RIP => match random.below(4) {
             0 => layout::CODE + 2 * random.below(16),
             _ => *random.pick(&[
-                0x7fff_ffff_fffe, 0x7fff_ffff_f000, 0x8000_0000_0000, 0xffff_7fff_ffff_ffff, 0xffff_8000_0000_0000,
-                0x1_0000_0000 + layout::CODE, 1 << 63, 0x4000_0000, 0xff_ffff_ffff_ffff, 0x1_0017_5000, 0x17_5ffe,
+                0x7fff_ffff_fffe,
+                0x7fff_ffff_f000,
+                0x8000_0000_0000,
+                0xffff_7fff_ffff_ffff,
+                0xffff_8000_0000_0000,
+                0x1_0000_0000 + layout::CODE,
+                1 << 63,
+                0x4000_0000,
+                0xff_ffff_ffff_ffff,
+                0x1_0017_5000,
+                0x17_5ffe,
             ]),
         },
         Field::GUEST_RSP => match random.below(3) {
             0 => layout::STACK - random.below(64),
-            _ => *random.pick(&[0, 0x7fff_ffff_fff8, 0x8000_0000_0000, 0xffff_8000_0000_0008, 0x4000_0000, u64::MAX, 0x1_0017_b000]),
+            _ => *random.pick(&[
+                0,
+                0x7fff_ffff_fff8,
+                0x8000_0000_0000,
+                0xffff_8000_0000_0008,
+                0x4000_0000,
+                u64::MAX,
+                0x1_0017_b000,
+            ]),
         },
         Field::GUEST_DR7 | Field::GUEST_IA32_DEBUGCTL => match random.below(3) {
             0 => flip(random, old, 64),
@@ -154,7 +193,13 @@ fn value(random: &mut Random, field: Field, old: u64, width: u8) -> u64 {
             _ => flip(random, old, 16),
         },
         Field::GUEST_IA32_PAT => match random.below(2) {
-            0 => *random.pick(&[0, 0x0606_0606_0606_0606, 0x0101_0101_0101_0101, 0x0007_0406_0007_0407, 0x0405_0607_0001_0406]),
+            0 => *random.pick(&[
+                0,
+                0x0606_0606_0606_0606,
+                0x0101_0101_0101_0101,
+                0x0007_0406_0007_0407,
+                0x0405_0607_0001_0406,
+            ]),
             _ => old ^ random.below(256) << (8 * random.below(8)),
         },
         Field::GUEST_IA32_PERF_GLOBAL_CTRL => flip(random, old, 64),
@@ -167,7 +212,9 @@ fn value(random: &mut Random, field: Field, old: u64, width: u8) -> u64 {
             1 => flip(random, old, 32),
             _ => flip(random, old, 5),
         },
-        Field::GUEST_ACTIVITY_STATE => *random.pick(&[0, 1, 1, 2, 4, 5, 0x8000_0000, 0x101, u64::MAX]),
+        Field::GUEST_ACTIVITY_STATE => {
+            *random.pick(&[0, 1, 1, 2, 4, 5, 0x8000_0000, 0x101, u64::MAX])
+        }
         Field::GUEST_PENDING_DBG_EXCEPTIONS => match random.below(4) {
             0 => *random.pick(&[0x4000, 0x5000, 0x1_0000, 0x1_1000, 0x400f, 0x1001, 0xf]),
             1 => flip(random, old, 64),
@@ -178,11 +225,20 @@ fn value(random: &mut Random, field: Field, old: u64, width: u8) -> u64 {
             0 => flip(random, old, 32),
             _ => *random.pick(&[0, 0x7fff, 0x8000, 0xffff, 0x1_0000, u64::MAX]),
         },
-        Field::VM_ENTRY_INSTRUCTION_LEN => *random.pick(&[0, 1, 2, 3, 14, 15, 16, 17, 0xff, 0xffff_ffff]),
-        Field::VM_ENTRY_MSR_LOAD_COUNT | Field::VM_EXIT_MSR_STORE_COUNT | Field::VM_EXIT_MSR_LOAD_COUNT => count(random),
+        Field::VM_ENTRY_INSTRUCTION_LEN => {
+            *random.pick(&[0, 1, 2, 3, 14, 15, 16, 17, 0xff, 0xffff_ffff])
+        }
+        Field::VM_ENTRY_MSR_LOAD_COUNT
+        | Field::VM_EXIT_MSR_STORE_COUNT
+        | Field::VM_EXIT_MSR_LOAD_COUNT => count(random),
         Field::CR3_TARGET_COUNT => *random.pick(&[1, 2, 4, 5, 0xff, 0xffff_ffff]),
         Field::VMCS_LINK_POINTER => match random.below(3) {
-            0 => *random.pick(&[layout::SHADOW_LINK, layout::PLAIN_LINK, layout::VMCS, u64::MAX]),
+            0 => *random.pick(&[
+                layout::SHADOW_LINK,
+                layout::PLAIN_LINK,
+                layout::VMCS,
+                u64::MAX,
+            ]),
             1 => u64::MAX ^ 1 << random.below(64),
             _ => address(random, layout::SHADOW_LINK, width),
         },
@@ -272,7 +328,12 @@ fn host(random: &mut Random, field: Field, old: u64, width: u8) -> u64 {
             _ => flip(random, old, 64),
         },
         Field::HOST_IA32_PAT => match random.below(2) {
-            0 => *random.pick(&[0, 0x0606_0606_0606_0606, 0x0007_0406_0007_0407, 0x0407_0506_0100_0606]),
+            0 => *random.pick(&[
+                0,
+                0x0606_0606_0606_0606,
+                0x0007_0406_0007_0407,
+                0x0407_0506_0100_0606,
+            ]),
             _ => old ^ random.below(256) << (8 * random.below(8)),
         },
         Field::HOST_IA32_PERF_GLOBAL_CTRL => flip(random, old, 64),
@@ -291,9 +352,38 @@ pub(super) fn memory(random: &mut Random, width: u8) -> Mutation {
             let entry = layout::ENTRY_LOAD + 16 * random.below(2);
             if random.one_in(2) {
                 let index = *random.pick(&[
-                    0, 0x10, 0x1b, 0x3a, 0x79, 0x8b, 0x9b, 0x174, 0x175, 0x176, 0x1d9, 0x277, 0x480, 0x6e0, 0x800, 0x808, 0x8ff,
-                    0x900, 0xc000_0080, 0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0xc000_0100, 0xc000_0101,
-                    0xc000_0102, 0xc000_0103, 0x4b56_4d00, 0x1_0000_0174, 0xffff_ffff, 0xda0, 0x17_4000,
+                    0,
+                    0x10,
+                    0x1b,
+                    0x3a,
+                    0x79,
+                    0x8b,
+                    0x9b,
+                    0x174,
+                    0x175,
+                    0x176,
+                    0x1d9,
+                    0x277,
+                    0x480,
+                    0x6e0,
+                    0x800,
+                    0x808,
+                    0x8ff,
+                    0x900,
+                    0xc000_0080,
+                    0xc000_0081,
+                    0xc000_0082,
+                    0xc000_0083,
+                    0xc000_0084,
+                    0xc000_0100,
+                    0xc000_0101,
+                    0xc000_0102,
+                    0xc000_0103,
+                    0x4b56_4d00,
+                    0x1_0000_0174,
+                    0xffff_ffff,
+                    0xda0,
+                    0x17_4000,
                 ]);
                 (entry, index)
             } else {
@@ -314,7 +404,18 @@ pub(super) fn memory(random: &mut Random, width: u8) -> Mutation {
         _ => {
             let entry = map::PAGING_PAE + 8 * random.below(4);
             let reserved = 1 << width;
-            (entry, *random.pick(&[0, 1, 0x1e1, (map::PAGING_PAE + 0x1000) | 3, reserved | 1, 1 << 63 | 1, 0x1_0000_0001]))
+            (
+                entry,
+                *random.pick(&[
+                    0,
+                    1,
+                    0x1e1,
+                    (map::PAGING_PAE + 0x1000) | 3,
+                    reserved | 1,
+                    1 << 63 | 1,
+                    0x1_0000_0001,
+                ]),
+            )
         }
     };
     Mutation::Memory(Hex(address), Hex(value))

@@ -70,13 +70,23 @@ fn entry(options: &CampaignEntry) -> anyhow::Result<u8> {
     };
     let bar = output::spinner("campaign");
     let start = std::time::Instant::now();
-    let report = session::run(&plan, &generator, &|| model(&state), &mut peer, &mut |report| {
-        bar.set_message(format!(
-            "{} of {} cases, {} unexplained",
-            report.cases, options.count, report.unexplained
-        ));
-        tracing::info!(cases = report.cases, unexplained = report.unexplained, "batch");
-    })?;
+    let report = session::run(
+        &plan,
+        &generator,
+        &|| model(&state),
+        &mut peer,
+        &mut |report| {
+            bar.set_message(format!(
+                "{} of {} cases, {} unexplained",
+                report.cases, options.count, report.unexplained
+            ));
+            tracing::info!(
+                cases = report.cases,
+                unexplained = report.unexplained,
+                "batch"
+            );
+        },
+    )?;
     bar.finish_and_clear();
     let kept = keep(&options.keep, options.seed, &report)?;
     if options.json {
@@ -84,7 +94,11 @@ fn entry(options: &CampaignEntry) -> anyhow::Result<u8> {
     } else {
         output::print(&describe(&report, &kept, start.elapsed()))?;
     }
-    Ok(if report.unexplained == 0 { SAME } else { DIFFERENT })
+    Ok(if report.unexplained == 0 {
+        SAME
+    } else {
+        DIFFERENT
+    })
 }
 
 fn kinds(report: &Report) -> Vec<(String, Vec<&Finding>)> {
@@ -144,14 +158,20 @@ fn describe(report: &Report, kept: &[PathBuf], elapsed: Duration) -> String {
         let _ = writeln!(text, "  explained by {id}: {count}, case {first} first");
     }
     for (kind, findings) in kinds(report).iter().take(KINDS_SHOWN) {
-        let Some(finding) = findings.first() else { continue };
+        let Some(finding) = findings.first() else {
+            continue;
+        };
         let _ = writeln!(text, "  ! {} of: {kind}", findings.len());
         let _ = writeln!(
             text,
             "    case {}: {} {:?}",
             finding.number, finding.case.base, finding.case.mutations
         );
-        let _ = writeln!(text, "    soft: {}; other: {}", finding.summary[0], finding.summary[1]);
+        let _ = writeln!(
+            text,
+            "    soft: {}; other: {}",
+            finding.summary[0], finding.summary[1]
+        );
         for difference in finding.differences.iter().take(6) {
             let _ = writeln!(text, "    {difference}");
         }
