@@ -270,7 +270,7 @@ fn value(random: &mut Random, field: Field, old: u64, width: u8) -> u64 {
         },
         _ if is_address(field) => address(random, old, width),
         _ => match random.below(3) {
-            0 => random.next(),
+            0 => random.bits(),
             1 => u64::MAX,
             _ => flip(random, old, 8 * field.access_bytes() as u64),
         },
@@ -388,7 +388,7 @@ pub(super) fn memory(random: &mut Random, width: u8) -> Mutation {
                 (entry, index)
             } else {
                 let value = match random.below(3) {
-                    0 => random.next(),
+                    0 => random.bits(),
                     1 => *random.pick(CANONICAL),
                     _ => random.below(0x1000),
                 };
@@ -396,7 +396,7 @@ pub(super) fn memory(random: &mut Random, width: u8) -> Mutation {
             }
         }
         4 => (map::VIRTUAL_APIC + 0x80, random.below(256)),
-        5 => (layout::SHADOW_LINK, random.next()),
+        5 => (layout::SHADOW_LINK, random.bits()),
         6 => {
             let entry = layout::USER_PAE + 8 * random.below(4);
             (entry, 1 | 1 << random.below(64))
