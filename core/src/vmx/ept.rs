@@ -377,7 +377,7 @@ pub(crate) fn walk<M: GuestMemory + ?Sized, const COMMIT: bool>(
         L1Phys(leaf & address_mask(52) & !(page_size - 1) | guest_physical.0 & (page_size - 1));
     // SDM "Guest-Physical Accesses to the APIC-Access Page": an exit always, and below EPT violations.
     // What linear addresses translate to is the caller's to look at.
-    if access.paging_structure
+    if (access.paging_structure || access.linear.is_none())
         && let Some(page) = ept.apic_access_page
         && page == physical.page()
     {

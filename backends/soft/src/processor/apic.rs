@@ -9,6 +9,7 @@ use nvmx_core::vcpu::Exit;
 use nvmx_core::vmx::apic_virtualization::{
     AccessKind, ApicVirtualization, PageAccess, Virtualized,
 };
+use nvmx_core::vmx::controls::{Primary, Secondary};
 use nvmx_core::vmx::ept::EptFault;
 use nvmx_core::vmx::exit::VmExit;
 use nvmx_core::x86::Event;
@@ -34,14 +35,21 @@ impl Processor {
     /// entry for the virtual APIC: KVM makes one, too.
     pub(super) fn apic_level_changed(&mut self) {
         let in_l2 = self.in_l2();
-        self.apic_virtualization = if in_l2 {
-            ApicVirtualization::new(&self.cpu.vmx.vmcs12)
-        } else {
-            ApicVirtualization::default()
-        };
+        // Most of L2s have none of it, and a level changes often.
+        let is_virtual = in_l2
+            && (self.intercepts.primary.contains(Primary::USE_TPR_SHADOW)
+                || self
+                    .intercepts
+                    .secondary
+                    .contains(Secondary::VIRTUALIZE_APIC_ACCESSES));
+        if is_virtual {
+            self.apic_virtualization = ApicVirtualization::new(&self.cpu.vmx.vmcs12);
+        } else if self.apic_virtualization != ApicVirtualization::default() {
+            self.apic_virtualization = ApicVirtualization::default();
+        }
         self.virtual_apic = Pending {
-            entered: in_l2,
-            threshold: in_l2,
+            entered: is_virtual,
+            threshold: is_virtual,
             ..Pending::default()
         };
     }

@@ -161,6 +161,20 @@ impl Nest {
 
     /// Enters L2 with the vmcs12 as it is now and runs until L1 halts.
     pub(crate) fn enter(&mut self) -> Entry {
+        self.start();
+        self.resume()
+    }
+
+    /// Enters and runs for as many instructions, wherever that leads.
+    pub(crate) fn enter_for(&mut self, instructions: u64) -> Exit {
+        self.start();
+        self.vm
+            .run(Budget::instructions(instructions))
+            .expect("runs")
+    }
+
+    /// Puts L1 before the entry.
+    fn start(&mut self) {
         let launched = self.vmcs12.launch_state() == LaunchState::Launched;
         self.nested.set_regions(Some(self.vmcs12.clone()), None);
         self.vm
@@ -176,7 +190,6 @@ impl Nest {
                 ..CpuState::default()
             })
             .expect("taken");
-        self.resume()
     }
 
     /// Runs on until L1 halts. Nobody listens to L2's OUT.

@@ -127,11 +127,11 @@ impl ApicVirtualization {
         size: usize,
         written: Option<(u16, u8)>,
     ) -> bool {
-        // In the low 4 bytes of 16: bits 3:2 of its first and its last byte's address are 0.
-        let is_contained = offset & 0xc == 0 && (usize::from(offset) + size - 1) & 0xc == 0;
-        if !self.tpr_shadow || !(1..=4).contains(&size) || !is_contained {
+        if !self.tpr_shadow || !(1..=4).contains(&size) {
             return false;
         }
+        // In the low 4 bytes of 16: bits 3:2 of its first and its last byte's address are 0.
+        let is_contained = offset & 0xc == 0 && (usize::from(offset) + size - 1) & 0xc == 0;
         let is_first_or_again =
             written.is_none() || kind == AccessKind::Write && written == Some((offset, size as u8));
         let register = offset & 0xff0;
@@ -155,7 +155,7 @@ impl ApicVirtualization {
             Some(Takes::VirtualInterruptDelivery) => self.delivery,
             Some(Takes::RegisterVirtualization) => false,
         };
-        is_first_or_again && is_virtualized
+        is_contained && is_first_or_again && is_virtualized
     }
 
     /// A virtualized read.

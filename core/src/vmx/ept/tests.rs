@@ -198,8 +198,14 @@ fn paging_structures_on_the_apic_access_page_exit_below_violations() {
     });
     assert_eq!(walk_to(1, 0x7037, &ept, structure), Err(exit));
     assert_eq!(walk_to(1, 0x8037, &ept, structure), Ok(0x8234));
+    // The load of PDPTEs has no linear address at all.
+    assert_eq!(walk_to(1, 0x7037, &ept, DATA_READ), Err(exit));
     // What a linear address translates to is looked at by the caller.
-    assert_eq!(walk_to(1, 0x7037, &ept, DATA_READ), Ok(0x7234));
+    let translated = EptAccess {
+        linear: Some(0x1234),
+        ..DATA_READ
+    };
+    assert_eq!(walk_to(1, 0x7037, &ept, translated), Ok(0x7234));
     // Not readable: a violation, or what else is wrong with the entry.
     assert!(matches!(
         walk_to(1, 0x7034, &ept, structure),
