@@ -14,6 +14,9 @@ mod error;
 mod execution;
 mod invalidation;
 mod pointer;
+pub mod rules;
+#[cfg(test)]
+mod rules_tests;
 #[cfg(test)]
 mod tests;
 mod vmfunc;
