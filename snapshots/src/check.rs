@@ -1,26 +1,72 @@
-//! Audit of a snapshot's vmcs12: every rule of VM entry that it breaks, with the values read
+//! Audit of a vmcs12 offline: every rule of VM entry that it breaks, with the values read, on whichever
+//! processor and by whichever personality is asked for; what a VM entry and a restore would come to
 //! (SDM Vol. 3C "VM Entries"). No engine, no backend.
+
+mod memory;
+#[cfg(test)]
+mod tests;
+mod text;
+
+pub use text::comparison;
 
 use crate::model::{Snapshot, VcpuSnapshot};
 use crate::pages::PageStore;
+use memory::Memory;
 use nvmx_core::addr::L1Phys;
 use nvmx_core::cpu::Model;
-use nvmx_core::memory::{GuestMemory, NotRam};
-use nvmx_core::vmx::capability::{KVM_6_1_ICELAKE, MSR_COUNT};
-use nvmx_core::vmx::entry::checks::{self, Class, Context, Enforcement};
+use nvmx_core::nested::NestedState;
+use nvmx_core::nested::set_rules::{self, EntryCheck, EntryClass, SetContext};
+use nvmx_core::personality::{Difference, Personality};
+use nvmx_core::profiles::{self, Profile};
+use nvmx_core::vmx::capability::MSR_COUNT;
+use nvmx_core::vmx::entry::checks::{self, Class, Context, Enforcement, Phase, Rule};
+use nvmx_core::vmx::vmcs12::{Layout, VMCS12_REVISION, VMCS12_SIZE};
 use nvmx_core::vmx::{Field, Vmcs12};
 use nvmx_core::x86::control::efer;
 use nvmx_core::x86::{cpuid, msr};
 use serde::Serialize;
-use std::fmt;
+use std::path::Path;
 
-/// What a rule that fails leads to, in words.
-const fn consequence(class: Class) -> &'static str {
-    match class {
-        Class::InvalidControl => "VMfailValid 7, invalid control field",
-        Class::InvalidHostState => "VMfailValid 8, invalid host-state field",
-        Class::InvalidGuestState(_) => "VM exit 33, invalid guest state",
+/// The processor that a snapshot without one is checked for.
+const FALLBACK: &str = "kvm-6.1";
+
+/// What to check.
+#[derive(Debug)]
+pub enum Subject {
+    /// The vCPUs of a snapshot.
+    Snapshot(Box<Snapshot>),
+    /// A VMCS region alone, in KVM's layout.
+    Region(Vmcs12),
+}
+
+/// Reads a snapshot of ours, the kernel's raw nested state (.bin), or a bare VMCS region: 4096 bytes that
+/// begin with KVM's revision.
+pub fn load(path: &Path) -> crate::Result<Subject> {
+    if std::fs::metadata(path).is_ok_and(|file| file.len() == VMCS12_SIZE as u64)
+        && let Ok(bytes) = std::fs::read(path)
+        && let Some(region) = region(&bytes)
+    {
+        return Ok(Subject::Region(region));
     }
+    crate::load(path).map(|snapshot| Subject::Snapshot(Box::new(snapshot)))
+}
+
+/// A VMCS region, if that is what the bytes are.
+#[must_use]
+pub fn region(bytes: &[u8]) -> Option<Vmcs12> {
+    let bytes: &[u8; VMCS12_SIZE] = bytes.try_into().ok()?;
+    let vmcs12 = Vmcs12::from_bytes(bytes);
+    (vmcs12.revision() == VMCS12_REVISION).then_some(vmcs12)
+}
+
+/// On which processor, and by whose behaviour; `None` is the snapshot's own, and what goes with the
+/// processor.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// The processor.
+    pub profile: Option<&'static Profile>,
+    /// Whose behaviour.
+    pub personality: Option<Personality>,
 }
 
 /// A rule that does not hold.
@@ -35,9 +81,20 @@ pub struct Broken {
     /// What VM entry does about it.
     pub consequence: &'static str,
     /// Who enforces it when L1 runs on KVM.
-    pub enforcement: String,
+    pub enforcement: &'static str,
     /// The fields that it reads.
     pub values: Vec<(String, String)>,
+}
+
+/// What a VM entry or a restore comes to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// It goes through.
+    pub passes: bool,
+    /// How it ends, in words.
+    pub text: String,
+    /// The rule that decides, where there is one.
+    pub rule: Option<String>,
 }
 
 /// The audit of one vCPU.
@@ -45,63 +102,194 @@ pub struct Broken {
 pub struct Audit {
     /// Number of the vCPU.
     pub vcpu: usize,
-    /// Where the capability MSRs come from.
-    pub profile: &'static str,
+    /// The processor.
+    pub profile: String,
+    /// Whose behaviour.
+    pub personality: &'static str,
     /// Rules looked at.
     pub rules: usize,
     /// Rules that fail, in the SDM's order.
     pub broken: Vec<Broken>,
+    /// What VMLAUNCH or VMRESUME comes to.
+    pub entry: Verdict,
+    /// What `KVM_SET_NESTED_STATE` comes to; `None` for the SDM's personality, and for a bare region.
+    pub restore: Option<Verdict>,
 }
 
 /// Audits every vCPU that has a vmcs12.
 #[must_use]
-pub fn audit(snapshot: &Snapshot) -> Vec<Audit> {
-    let vcpus = snapshot.vcpus.iter().enumerate();
-    vcpus
-        .filter_map(|(index, vcpu)| audit_vcpu(index, vcpu, snapshot.memory.as_ref()))
-        .collect()
+pub fn audit(subject: &Subject, options: Options) -> Vec<Audit> {
+    match subject {
+        Subject::Snapshot(snapshot) => {
+            let vcpus = snapshot.vcpus.iter().enumerate();
+            vcpus
+                .filter_map(|(index, vcpu)| {
+                    audit_vcpu(index, vcpu, snapshot.memory.as_ref(), options)
+                })
+                .collect()
+        }
+        Subject::Region(vmcs12) => {
+            let (model, profile) = model(&VcpuSnapshot::default(), options);
+            let context = Context {
+                vmcs12,
+                model: &model,
+                memory: &Memory::default(),
+                current: None,
+                l1_long_mode: returns_to_long_mode(vmcs12),
+                smm: false,
+            };
+            vec![audit_context(0, &context, profile)]
+        }
+    }
 }
 
-fn audit_vcpu(index: usize, vcpu: &VcpuSnapshot, pages: Option<&PageStore>) -> Option<Audit> {
+/// Without registers: what the host-state area says of L1 when it comes back.
+fn returns_to_long_mode(vmcs12: &Vmcs12) -> bool {
+    vmcs12.get(Field::VM_EXIT_CONTROLS) & 1 << 9 != 0
+}
+
+fn audit_vcpu(
+    index: usize,
+    vcpu: &VcpuSnapshot,
+    pages: Option<&PageStore>,
+    options: Options,
+) -> Option<Audit> {
     let nested = vcpu.nested.as_ref()?;
     let vmcs12 = nested.vmcs12()?;
-    let (model, profile) = model(vcpu);
+    let (model, profile) = model(vcpu, options);
+    let link = L1Phys(vmcs12.get(Field::VMCS_LINK_POINTER));
     let memory = Memory {
         pages,
-        shadow: nested
-            .shadow_vmcs12()
-            .map(|shadow| (L1Phys(vmcs12.get(Field::VMCS_LINK_POINTER)), shadow)),
+        shadow: nested.shadow_vmcs12().map(|shadow| (link, shadow)),
     };
     let context = Context {
         vmcs12,
         model: &model,
         memory: &memory,
         current: nested.vmcs12_pa(),
-        // Without registers: what the host-state area says of L1 when it comes back.
         l1_long_mode: match &vcpu.cpu.sregs {
             Some(sregs) if !nested.guest_mode() => sregs.efer & efer::LMA != 0,
-            _ => vmcs12.get(Field::VM_EXIT_CONTROLS) & 1 << 9 != 0,
+            _ => returns_to_long_mode(vmcs12),
         },
         smm: vcpu.cpu.events.is_some_and(|events| events.smm),
     };
-    let broken = checks::audit(&context).into_iter().map(|failed| Broken {
+    let mut audit = audit_context(index, &context, profile);
+    if is_kvm(&model) {
+        audit.restore = Some(restore(nested, &context));
+    }
+    Some(audit)
+}
+
+fn is_kvm(model: &Model) -> bool {
+    model.as_kvm(Difference::EntryRounds)
+}
+
+fn audit_context(vcpu: usize, context: &Context<'_>, profile: String) -> Audit {
+    let broken = checks::audit(context).into_iter().map(|failed| Broken {
         rule: failed.rule.id,
         text: failed.rule.text,
         section: failed.rule.section,
         consequence: consequence(failed.rule.class),
-        enforcement: enforcement(failed.rule.enforcement).into(),
-        values: failed
-            .values
-            .iter()
-            .map(|(field, value)| (field.to_string(), format!("{value:#x}")))
-            .collect(),
+        enforcement: enforcement(failed.rule.enforcement),
+        values: values(context, failed.rule),
     });
-    Some(Audit {
-        vcpu: index,
+    Audit {
+        vcpu,
         profile,
+        personality: context.model.personality.name(),
         rules: checks::all().count(),
         broken: broken.collect(),
-    })
+        entry: entry(context),
+        restore: None,
+    }
+}
+
+fn values(context: &Context<'_>, rule: &Rule) -> Vec<(String, String)> {
+    let value = |&field: &Field| {
+        (
+            field.to_string(),
+            format!("{:#x}", context.vmcs12.get(field)),
+        )
+    };
+    rule.fields.iter().map(value).collect()
+}
+
+/// What the checks of a VM entry come to: all at once by the SDM, in three rounds by KVM.
+fn entry(context: &Context<'_>) -> Verdict {
+    let rounds: &[Phase] = if is_kvm(context.model) {
+        &[
+            Phase::KvmSoftware,
+            Phase::KvmProcessorControls,
+            Phase::KvmProcessorGuest,
+        ]
+    } else {
+        &[Phase::All]
+    };
+    let failure = rounds
+        .iter()
+        .find_map(|&round| checks::first_failure_in(context, round, true));
+    match failure {
+        None => Verdict {
+            passes: true,
+            text: "L2 is entered".into(),
+            rule: None,
+        },
+        Some(rule) => Verdict {
+            passes: false,
+            text: consequence(rule.class).into(),
+            rule: Some(rule.id.into()),
+        },
+    }
+}
+
+/// What KVM answers to the state on a fresh vCPU of this processor.
+fn restore(nested: &NestedState, context: &Context<'_>) -> Verdict {
+    let model = context.model;
+    let entry_checks = |vmcs12: &Vmcs12, run_pending: bool| {
+        let context = Context { vmcs12, ..*context };
+        checks::kvm_restore_checks(&context, run_pending).map_err(|rule| EntryCheck {
+            class: match rule.class {
+                Class::InvalidControl => EntryClass::Controls,
+                Class::InvalidHostState => EntryClass::HostState,
+                Class::InvalidGuestState(_) => EntryClass::GuestState,
+            },
+            detail: rule.id.into(),
+        })
+    };
+    let set = SetContext {
+        guest_has_vmx: true,
+        in_smm: context.smm,
+        in_guest_mode: false,
+        physical_address_width: model.physical_address_width,
+        enlightened_vmcs_enabled: false,
+        layout: Layout::Linux6_1,
+        entry_checks: &entry_checks,
+    };
+    match set_rules::check(nested, &set) {
+        Ok(_) => Verdict {
+            passes: true,
+            text: "KVM_SET_NESTED_STATE takes it".into(),
+            rule: None,
+        },
+        Err(refused) => Verdict {
+            passes: false,
+            text: format!("KVM_SET_NESTED_STATE refuses it: {}", refused.rule.text()),
+            rule: Some(if checks::find(&refused.detail).is_some() {
+                refused.detail
+            } else {
+                refused.rule.id().into()
+            }),
+        },
+    }
+}
+
+/// What a rule that fails leads to, in words.
+const fn consequence(class: Class) -> &'static str {
+    match class {
+        Class::InvalidControl => "VMfailValid 7, invalid control field",
+        Class::InvalidHostState => "VMfailValid 8, invalid host-state field",
+        Class::InvalidGuestState(_) => "VM exit 33, invalid guest state",
+    }
 }
 
 const fn enforcement(who: Enforcement) -> &'static str {
@@ -118,129 +306,42 @@ const fn enforcement(who: Enforcement) -> &'static str {
     }
 }
 
-/// The processor of the snapshot; of the lab's where it holds none.
-fn model(vcpu: &VcpuSnapshot) -> (Model, &'static str) {
-    let msrs = vcpu.cpu.msrs.as_ref();
+/// The processor asked for, or that of the snapshot, or the lab's where it holds none.
+fn model(vcpu: &VcpuSnapshot, options: Options) -> (Model, String) {
+    let (mut model, name) = match (options.profile, own(vcpu)) {
+        (Some(profile), _) => (profile.model(), profile.name.to_owned()),
+        (None, Some(model)) => (model, "the snapshot's own processor".to_owned()),
+        (None, None) => (
+            profiles::find(FALLBACK)
+                .map(Profile::model)
+                .unwrap_or_default(),
+            format!("{FALLBACK}, since there are no VMX capability MSRs in it"),
+        ),
+    };
+    if let Some(personality) = options.personality {
+        model.personality = personality;
+    }
+    (model, name)
+}
+
+/// The processor that a snapshot holds.
+fn own(vcpu: &VcpuSnapshot) -> Option<Model> {
+    let msrs = vcpu.cpu.msrs.as_ref()?;
     let mut vmx_msrs: [u64; MSR_COUNT] = [0; MSR_COUNT];
     for (slot, number) in vmx_msrs.iter_mut().zip(msr::IA32_VMX_BASIC..) {
-        *slot = msrs
-            .and_then(|msrs| msrs.get(&number))
-            .copied()
-            .unwrap_or(0);
+        *slot = msrs.get(&number).copied().unwrap_or(0);
     }
-    let captured = vmx_msrs[0] != 0;
+    if vmx_msrs[0] == 0 {
+        return None;
+    }
     let cpuid = vcpu.cpu.cpuid.clone().unwrap_or_default();
-    let model = Model {
-        physical_address_width: if cpuid.is_empty() {
-            39
-        } else {
-            cpuid::physical_address_width(&cpuid)
-        },
-        linear_address_width: 48,
-        cpuid,
-        vmx_msrs: if captured { vmx_msrs } else { KVM_6_1_ICELAKE },
-        ..Model::default()
-    };
-    let profile = if captured {
-        "the snapshot's own VMX capability MSRs"
+    let has_cpuid = !cpuid.is_empty();
+    let mut model = profiles::model(cpuid, vmx_msrs, Personality::Kvm);
+    // Without CPUID nothing is known to be beyond the width.
+    model.physical_address_width = if has_cpuid {
+        cpuid::physical_address_width(&model.cpuid)
     } else {
-        "KVM 6.1 on Bochs' Ice Lake, since the snapshot holds no VMX capability MSRs"
+        0
     };
-    (model, profile)
-}
-
-/// Guest memory of a snapshot, read-only.
-struct Memory<'a> {
-    pages: Option<&'a PageStore>,
-    /// The link pointer and what it leads to, for where guest memory was not captured.
-    shadow: Option<(L1Phys, &'a Vmcs12)>,
-}
-
-impl GuestMemory for Memory<'_> {
-    fn read(&self, address: L1Phys, buffer: &mut [u8]) -> Result<(), NotRam> {
-        let length = buffer.len();
-        if let Some(pages) = self.pages {
-            return pages
-                .read(address.0, buffer)
-                .ok_or(NotRam { address, length });
-        }
-        // Of the regions that rules look into, the shadow vmcs12 alone is part of nested state; the
-        // rest reads as zeroes.
-        buffer.fill(0);
-        if let Some((link, shadow)) = self.shadow
-            && address.page() == link
-            && let Some(bytes) = shadow.bytes()[address.page_offset() as usize..].get(..length)
-        {
-            buffer.copy_from_slice(bytes);
-        }
-        Ok(())
-    }
-
-    fn write(&self, address: L1Phys, bytes: &[u8]) -> Result<(), NotRam> {
-        Err(NotRam {
-            address,
-            length: bytes.len(),
-        })
-    }
-}
-
-impl fmt::Display for Audit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "vCPU {}: {} of {} rules of VM entry fail, for {}",
-            self.vcpu,
-            self.broken.len(),
-            self.rules,
-            self.profile
-        )?;
-        for broken in &self.broken {
-            writeln!(f, "  {}: must hold: {}", broken.rule, broken.text)?;
-            writeln!(
-                f,
-                "    SDM Vol. 3C \"{}\": {}",
-                broken.section, broken.consequence
-            )?;
-            writeln!(f, "    {}", broken.enforcement)?;
-            for (field, value) in &broken.values {
-                writeln!(f, "    {field} {value}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use nvmx_core::nested::{NestedState, specimen};
-    use nvmx_core::vmx::capability::Capability;
-
-    fn guest() -> NestedState {
-        let bytes = specimen::guest_mode(Capability::new(&KVM_6_1_ICELAKE)).to_bytes();
-        NestedState::from_bytes(&bytes).expect("a specimen")
-    }
-
-    #[test]
-    fn a_valid_vmcs12_breaks_no_rule_and_a_spoiled_one_the_rule_in_question() {
-        let valid = audit(&Snapshot::of_nested(guest()));
-        assert!(valid[0].broken.is_empty(), "{}", valid[0]);
-
-        let mut nested = guest();
-        nested
-            .vmcs12_mut()
-            .expect("guest mode has one")
-            .set(Field::GUEST_RFLAGS, 0);
-        let spoiled = audit(&Snapshot::of_nested(nested));
-        assert_eq!(spoiled[0].broken.len(), 1, "{}", spoiled[0]);
-        assert_eq!(
-            spoiled[0].broken[0].values,
-            [("GUEST_RFLAGS".to_owned(), "0x0".to_owned())]
-        );
-    }
-
-    #[test]
-    fn without_a_vmcs12_there_is_nothing_to_audit() {
-        assert!(audit(&Snapshot::of_nested(NestedState::default())).is_empty());
-    }
+    Some(model)
 }
