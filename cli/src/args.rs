@@ -1,5 +1,9 @@
 //! What the command takes, each part with examples in its help.
 
+mod rules;
+
+pub(crate) use rules::{Check, Profiles};
+
 use crate::backend::Spec;
 use clap::{Args, Parser, Subcommand};
 use std::fmt;
@@ -42,6 +46,8 @@ pub(crate) enum Command {
     Show(Show),
     /// Audit a vmcs12 offline: every rule of VM entry that it breaks, with the values read
     Check(Check),
+    /// Processors as data: list them, show the controls that one offers
+    Profiles(Profiles),
     /// Compare two snapshots field by field
     Diff(Diff),
     /// Restore a snapshot on a backend and run on from it
@@ -267,18 +273,6 @@ pub(crate) struct Snapshot {
     after_help = "Examples:\n  nvmx show x.ron\n  nvmx show state.bin --json | jq '.vcpus[0].findings'"
 )]
 pub(crate) struct Show {
-    /// Snapshot (.bin: the kernel's raw nested state)
-    pub(crate) file: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Exit status: 0 if no rule fails, 1 if one does, 2 trouble.\n\nExamples:\n  nvmx check x.ron\n  nvmx check state.bin --json | jq '.[0].broken[].rule'"
-)]
-pub(crate) struct Check {
     /// Snapshot (.bin: the kernel's raw nested state)
     pub(crate) file: PathBuf,
     /// Print JSON

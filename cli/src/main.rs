@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         Command::Snapshot(options) => commands::snapshot::run(&options),
         Command::Show(options) => commands::show::run(&options),
         Command::Check(options) => commands::check::run(&options),
+        Command::Profiles(options) => commands::profiles::run(&options),
         Command::Diff(options) => commands::diff::run(&options),
         Command::Replay(options) => commands::replay::run(&options),
         Command::Compare(options) => commands::compare::run(&options),

@@ -10,6 +10,7 @@ pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod diff;
 pub(crate) mod lab;
+pub(crate) mod profiles;
 pub(crate) mod replay;
 pub(crate) mod run;
 pub(crate) mod show;
