@@ -120,6 +120,9 @@ pub(crate) struct Run {
     /// Processors
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) smp: u8,
+    /// Whose behaviour soft shows where KVM's and the SDM's differ: kvm or sdm
+    #[arg(long, value_name = "WHOSE")]
+    pub(crate) personality: Option<nvmx_core::personality::Personality>,
     /// Give up after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
     pub(crate) timeout: f64,

@@ -2,6 +2,7 @@
 
 use crate::{lab, output};
 use anyhow::Context;
+use nvmx_core::personality::Personality;
 use nvmx_core::vcpu::{Vm, VmConfig};
 use nvmx_kvm::KvmVm;
 use nvmx_lab::{Kernel, Lab};
@@ -112,12 +113,28 @@ impl Machine {
 
 /// Makes a machine on a backend.
 pub(crate) fn open(spec: &Spec, config: &VmConfig) -> anyhow::Result<Machine> {
-    open_inner(spec, config).with_context(|| format!("backend {spec}"))
+    open_as(spec, config, None)
 }
 
-fn open_inner(spec: &Spec, config: &VmConfig) -> anyhow::Result<Machine> {
+/// Makes a machine on a backend, with this behaviour where it is ours to choose.
+pub(crate) fn open_as(
+    spec: &Spec,
+    config: &VmConfig,
+    personality: Option<Personality>,
+) -> anyhow::Result<Machine> {
+    open_inner(spec, config, personality).with_context(|| format!("backend {spec}"))
+}
+
+fn open_inner(
+    spec: &Spec,
+    config: &VmConfig,
+    personality: Option<Personality>,
+) -> anyhow::Result<Machine> {
+    if personality.is_some() && *spec != Spec::Soft {
+        anyhow::bail!("its behaviour is its own; --personality is for soft");
+    }
     match spec {
-        Spec::Soft => soft(config),
+        Spec::Soft => soft(config, personality),
         Spec::Kvm => {
             let mut machine = Machine::new(KvmVm::new(config)?);
             machine.kernel = host_kernel();
@@ -169,13 +186,17 @@ fn host_kernel() -> Option<String> {
 }
 
 #[cfg(feature = "soft")]
-fn soft(config: &VmConfig) -> anyhow::Result<Machine> {
-    Ok(Machine::new(nvmx_soft::SoftVm::new(config)?))
+fn soft(config: &VmConfig, personality: Option<Personality>) -> anyhow::Result<Machine> {
+    let mut vm = nvmx_soft::SoftVm::new(config)?;
+    if let Some(personality) = personality {
+        vm.set_personality(personality);
+    }
+    Ok(Machine::new(vm))
 }
 
 #[cfg(not(feature = "soft"))]
-fn soft(_config: &VmConfig) -> anyhow::Result<Machine> {
-    bail!("this nvmx was built without it; build with the cargo feature `soft`")
+fn soft(_config: &VmConfig, _personality: Option<Personality>) -> anyhow::Result<Machine> {
+    anyhow::bail!("this nvmx was built without it; build with the cargo feature `soft`")
 }
 
 /// A machine with that much RAM and one vCPU.

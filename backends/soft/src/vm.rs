@@ -7,7 +7,7 @@ use crate::ram::Ram;
 use crate::{model, nested, state};
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
 use nvmx_core::apic::Apic;
-use nvmx_core::cpu::Cpu;
+use nvmx_core::cpu::{Cpu, Personality};
 use nvmx_core::memory::GuestMemory;
 use nvmx_core::nested::NestedState;
 use nvmx_core::vcpu::{
@@ -55,6 +55,11 @@ impl SoftVm {
         };
         vm.put();
         Ok(vm)
+    }
+
+    /// Whose behaviour the machine shows where KVM's and the SDM's differ: KVM's unless this says so.
+    pub fn set_personality(&mut self, personality: Personality) {
+        Arc::make_mut(&mut self.processor.cpu.model).personality = personality;
     }
 
     /// The processor's registers back into the engine.

@@ -16,7 +16,7 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<u8> {
         ..backend::config(options.guest.memory_size())
     };
     let guest = load(&options.guest)?;
-    let mut machine = backend::open(&options.backend, &config)?;
+    let mut machine = backend::open_as(&options.backend, &config, options.personality)?;
     boot(&mut machine, &guest)?;
     let mut driver = Driver::new(Console::new(options.json));
     let (mut checkpoints, mut events) = (0_u64, 0_u64);
