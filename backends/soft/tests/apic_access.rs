@@ -277,6 +277,19 @@ fn an_access_that_reaches_into_the_page_exits_there() {
 }
 
 #[test]
+fn a_string_instruction_stops_at_the_iteration_that_exits() {
+    let code = assemble(L2, |a| a.rep().stosd());
+    let mut nest = nest(&code, Secondary::VIRTUALIZE_APIC_ACCESSES);
+    nest.set_gpr(Gpr::Rdi, ACCESS - 8);
+    nest.set_gpr(Gpr::Rcx, 5);
+    nest.set_gpr(Gpr::Rax, 0x1234_5678);
+    nest.expect(reason::APIC_ACCESS, L2);
+    assert_eq!(nest.get(Field::EXIT_QUALIFICATION), WRITE);
+    assert_eq!((nest.gpr(Gpr::Rdi), nest.gpr(Gpr::Rcx)), (ACCESS, 3));
+    assert_eq!(nest.word(ACCESS - 4), 0x1234_5678);
+}
+
+#[test]
 fn fetches_exit() {
     let code = assemble(L2, |a| a.jmp(rbx));
     for (offset, first, qualification) in

@@ -24,7 +24,8 @@ pub(super) struct Pending {
     entered: bool,
     /// L2 was entered and the TPR threshold is to be looked at.
     threshold: bool,
-    /// Offset and size of a virtualized write whose emulation is to come.
+    /// Offset and size of a virtualized write whose emulation is to come: behind the instruction, or
+    /// behind the delivery of a fault that ended it. A VM exit drops it.
     pub(super) written: Option<(u16, u8)>,
     /// A virtual interrupt is recognized.
     pub(super) recognized: bool,

@@ -279,9 +279,6 @@ impl Processor {
 
     /// Turns the outcome of an instruction of `length` bytes into state.
     pub(crate) fn settle(&mut self, outcome: Outcome, length: usize) -> Option<Exit> {
-        if outcome.is_err() {
-            self.virtual_apic.written = None;
-        }
         match outcome {
             Ok(Done::Retired) => {
                 self.retire(length);
