@@ -255,7 +255,9 @@ impl Machine for Runner<'_> {
             Err(_) => Fill::Fault,
             Ok(mapping) => {
                 let gpa = mapping.physical.0;
-                if !processor.ram.contains(gpa, 1)
+                // A translation kept would let the next write pass, whatever its sub-page permission.
+                if mapping.sub_page
+                    || !processor.ram.contains(gpa, 1)
                     || processor.is_apic_page(gpa)
                     || processor
                         .apic_virtualization
@@ -346,7 +348,9 @@ impl Processor {
     fn walk_fault(&mut self, fault: WalkFault, read_modify_write: bool) -> Option<Exit> {
         match fault {
             WalkFault::PageFault(exception) => self.raise_and_look(Event::exception(exception)),
-            WalkFault::Ept(fault) => self.ept_fault(&fault, read_modify_write),
+            WalkFault::Ept(fault) => self
+                .ept_fault(&fault, read_modify_write)
+                .or_else(|| self.boundary()),
         }
     }
 }

@@ -207,6 +207,8 @@ pub struct Mapping {
     pub user: bool,
     /// Global: survives MOV to CR3.
     pub global: bool,
+    /// A write that sub-page permissions allowed: the next one must ask again.
+    pub sub_page: bool,
 }
 
 /// Why a linear address could not be accessed.

@@ -366,7 +366,7 @@ fn second_stage(memory: &VecMemory, accessed_dirty: bool) -> Ept {
             .unwrap();
     }
     let eptp = EPT_ROOT | 0x1e | u64::from(accessed_dirty) << 6;
-    Ept::new(eptp, u64::MAX, 40)
+    Ept::new(eptp, !crate::vmx::ept::capability::ADVANCED_INFORMATION, 40)
 }
 
 fn set_ept(memory: &VecMemory, page: u64, flags: u64) {
@@ -413,6 +413,7 @@ fn ept_below_guest_paging() {
                 guest_physical,
                 guest_linear,
                 qualification,
+                ..
             })) => {
                 assert_eq!(guest_linear, Some(LINEAR));
                 Err((qualification, guest_physical.0))

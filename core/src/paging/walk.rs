@@ -52,15 +52,8 @@ pub fn guest_physical_to_l1<M: GuestMemory + ?Sized>(
     match &regime.ept {
         None => Ok(L1Phys(guest_physical)),
         Some(e) => {
-            let access = EptAccess {
-                read: true,
-                write: false,
-                fetch: false,
-                user: false,
-                linear: None,
-                paging_structure: true,
-            };
-            Ok(ept::translate(memory, e, L2Phys(guest_physical), access)?.physical)
+            let address = L2Phys(guest_physical);
+            Ok(ept::translate(memory, e, address, EptAccess::PDPTES)?.physical)
         }
     }
 }
@@ -276,7 +269,8 @@ impl<M: GuestMemory + ?Sized, const COMMIT: bool> Walker<'_, M, COMMIT> {
     /// CR0.PG is 0: no rights but EPT's.
     fn unpaged(&self) -> Result<Mapping, WalkFault> {
         let linear = self.linear & 0xffff_ffff;
-        self.complete(linear, 1 << 32, true, [true; 3], false)
+        let rights = WRITABLE | USER;
+        self.complete(linear, 1 << 32, rights, [true; 3], false)
     }
 
     /// Checks the access, sets the flags, and goes through the second stage.
@@ -317,7 +311,7 @@ impl<M: GuestMemory + ?Sized, const COMMIT: bool> Walker<'_, M, COMMIT> {
         self.complete(
             guest_physical,
             leaf.page_size,
-            user_page,
+            leaf.rights,
             [read, write && dirty, fetch],
             global,
         )
@@ -360,17 +354,19 @@ impl<M: GuestMemory + ?Sized, const COMMIT: bool> Walker<'_, M, COMMIT> {
         Ok(())
     }
 
-    /// The second stage of the final address.
+    /// The second stage of the final address. `rights` are those of all entries, the flags of later
+    /// accesses what of them this one's privilege leaves.
     #[inline]
     fn complete(
         &self,
         guest_physical: u64,
         page_size: u64,
-        user: bool,
+        rights: u64,
         [readable, writable, executable]: [bool; 3],
         global: bool,
     ) -> Result<Mapping, WalkFault> {
         let guest_physical = L2Phys(guest_physical);
+        let user = rights & USER != 0;
         let Some(e) = &self.regime.ept else {
             return Ok(Mapping {
                 physical: L1Phys(guest_physical.0),
@@ -381,6 +377,7 @@ impl<M: GuestMemory + ?Sized, const COMMIT: bool> Walker<'_, M, COMMIT> {
                 executable,
                 user,
                 global,
+                sub_page: false,
             });
         };
         let access = EptAccess {
@@ -389,6 +386,8 @@ impl<M: GuestMemory + ?Sized, const COMMIT: bool> Walker<'_, M, COMMIT> {
             fetch: self.access.kind == AccessKind::Fetch,
             user,
             linear: Some(self.linear),
+            linear_writable: rights & WRITABLE != 0,
+            linear_execute_disable: rights & EXECUTE_DISABLE != 0,
             paging_structure: false,
         };
         let second = ept::walk::<M, COMMIT>(self.memory, e, guest_physical, access)?;
@@ -401,6 +400,7 @@ impl<M: GuestMemory + ?Sized, const COMMIT: bool> Walker<'_, M, COMMIT> {
             executable: executable && second.executable,
             user,
             global,
+            sub_page: second.sub_page,
         })
     }
 }

@@ -78,16 +78,10 @@ const HIDDEN_LEAVES: &[(u32, &str)] = &[
 ];
 
 /// Bits of IA32_VMX_EPT_VPID_CAP without an implementation.
-const EPT_VPID: &[(EptVpid, &str)] = &[
-    (
-        EptVpid::ADVANCED_EXIT_INFORMATION,
-        "advanced VM-exit information for EPT violations is not reported",
-    ),
-    (
-        EptVpid::SUPERVISOR_SHADOW_STACK,
-        "no shadow stacks: CET is not executed",
-    ),
-];
+const EPT_VPID: &[(EptVpid, &str)] = &[(
+    EptVpid::SUPERVISOR_SHADOW_STACK,
+    "no shadow stacks: CET is not executed",
+)];
 
 /// Bits of IA32_VMX_MISC without an implementation.
 const MISC: &[(u32, &str, &str)] = &[

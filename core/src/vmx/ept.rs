@@ -29,6 +29,8 @@ pub mod capability {
     pub const PAGE_1G: u64 = 1 << 17;
     /// Accessed and dirty flags.
     pub const ACCESSED_DIRTY: u64 = 1 << 21;
+    /// Advanced VM-exit information for EPT violations.
+    pub const ADVANCED_INFORMATION: u64 = 1 << 22;
     /// Supervisor shadow-stack pages.
     pub const SUPERVISOR_SHADOW_STACK: u64 = 1 << 23;
 }
@@ -54,6 +56,12 @@ pub mod qualification {
     pub const LINEAR_VALID: u64 = 1 << 7;
     /// The access was to the translation of the linear address, not to a paging structure.
     pub const TRANSLATED: u64 = 1 << 8;
+    /// Advanced information: guest paging makes the linear address a user-mode one.
+    pub const LINEAR_USER: u64 = 1 << 9;
+    /// Advanced information: guest paging lets the page be written.
+    pub const LINEAR_WRITABLE: u64 = 1 << 10;
+    /// Advanced information: guest paging bars instruction fetches.
+    pub const LINEAR_EXECUTE_DISABLE: u64 = 1 << 11;
     /// NMI unblocking due to IRET.
     pub const NMI_UNBLOCKING: u64 = 1 << 12;
 }
@@ -65,6 +73,10 @@ const PAGE: u64 = 1 << 7;
 const ACCESSED: u64 = 1 << 8;
 const DIRTY: u64 = 1 << 9;
 const USER_EXECUTE: u64 = 1 << 10;
+/// Bit 61 of the entry of a 4-KiB page: writes are decided by its sub-page permissions.
+const SUB_PAGE: u64 = 1 << 61;
+/// Bit 63: suppress #VE.
+const SUPPRESS_VE: u64 = 1 << 63;
 
 /// The page-modification log (SDM Vol. 3C "Page-Modification Logging").
 #[derive(Debug, Clone)]
@@ -92,6 +104,10 @@ pub struct Ept {
     pub page_1g: bool,
     /// Mode-based execute control for EPT is on.
     pub mode_based_execute: bool,
+    /// Violations report the rights of the guest's own translation.
+    pub advanced_information: bool,
+    /// The sub-page-permission table, where that control is on.
+    pub sub_page_table: Option<L1Phys>,
     /// Physical-address width in bits.
     pub width: u8,
     /// Page-modification log, where that control is on.
@@ -113,6 +129,8 @@ impl Ept {
             page_2m: capabilities & capability::PAGE_2M != 0,
             page_1g: capabilities & capability::PAGE_1G != 0,
             mode_based_execute: false,
+            advanced_information: capabilities & capability::ADVANCED_INFORMATION != 0,
+            sub_page_table: None,
             width,
             log: None,
             apic_access_page: None,
@@ -150,7 +168,11 @@ impl Ept {
                 address: L1Phys(vmcs12.get(Field::PML_ADDRESS)),
                 index: Cell::new(vmcs12.get(Field::GUEST_PML_INDEX) as u16),
             });
+        let sub_page_table = secondary
+            .contains(Secondary::SUB_PAGE_WRITE_PERMISSIONS)
+            .then(|| L1Phys(vmcs12.get(Field::SPP_TABLE_POINTER)));
         Some(Self {
+            sub_page_table,
             mode_based_execute: secondary.contains(Secondary::MODE_BASED_EXECUTE_CONTROL),
             log,
             apic_access_page: secondary
@@ -192,7 +214,7 @@ const fn address_mask(width: u8) -> u64 {
 }
 
 /// One access to a guest-physical address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EptAccess {
     /// Reads data.
     pub read: bool,
@@ -206,21 +228,42 @@ pub struct EptAccess {
     /// The linear address that is being translated; `None` for an access that has none (the load of
     /// PDPTEs by MOV to CR).
     pub linear: Option<u64>,
-    /// The access is to a paging structure of the guest, not to the translation of the linear address.
+    /// Guest paging lets the page of the linear address be written.
+    pub linear_writable: bool,
+    /// Guest paging bars fetches from the page of the linear address.
+    pub linear_execute_disable: bool,
+    /// The access is to a paging structure of the guest on the way to the linear address.
     pub paging_structure: bool,
 }
 
 impl EptAccess {
+    const NONE: Self = Self {
+        read: false,
+        write: false,
+        fetch: false,
+        user: false,
+        linear: None,
+        linear_writable: false,
+        linear_execute_disable: false,
+        paging_structure: false,
+    };
+
+    /// The load of PDPTEs: a plain read even with EPT's accessed and dirty flags (SDM Vol. 3C "Accessed
+    /// and Dirty Flags for EPT").
+    pub const PDPTES: Self = Self {
+        read: true,
+        paging_structure: true,
+        ..Self::NONE
+    };
+
     /// A read of a guest paging-structure entry on the way to `linear`.
     #[must_use]
     pub const fn page_walk(linear: u64) -> Self {
         Self {
             read: true,
-            write: false,
-            fetch: false,
-            user: false,
             linear: Some(linear),
             paging_structure: true,
+            ..Self::NONE
         }
     }
 }
@@ -236,11 +279,22 @@ pub enum EptFault {
         guest_linear: Option<u64>,
         /// Exit qualification, NMI unblocking (bit 12) apart.
         qualification: u64,
+        /// The entry that refused does not suppress #VE.
+        convertible: bool,
     },
     /// EPT misconfiguration (exit reason 49).
     Misconfiguration {
         /// Where.
         guest_physical: L2Phys,
+    },
+    /// SPP-related event (exit reason 66): the sub-page-permission table has no answer.
+    SubPage {
+        /// Where.
+        guest_physical: L2Phys,
+        /// Guest linear address.
+        guest_linear: Option<u64>,
+        /// An entry is not valid, instead of having reserved bits set.
+        miss: bool,
     },
     /// A dirty flag would have to be set and the page-modification log is full (exit reason 62).
     LogFull {
@@ -265,6 +319,8 @@ pub struct EptMapping {
     pub writable: bool,
     /// May be fetched by the mode (user or supervisor) of the access.
     pub executable: bool,
+    /// The write was allowed for these 128 bytes alone: the next one must ask again.
+    pub sub_page: bool,
 }
 
 /// Translates `guest_physical`, setting accessed and dirty flags and logging as configured.
@@ -295,20 +351,21 @@ pub(crate) fn walk<M: GuestMemory + ?Sized, const COMMIT: bool>(
     mut access: EptAccess,
 ) -> Result<EptMapping, EptFault> {
     // SDM "Accessed and Dirty Flags for EPT": with the flags on, accesses to guest paging structures
-    // count as writes.
-    if ept.accessed_dirty && access.paging_structure {
+    // count as writes; the load of PDPTEs, which has no linear address, does not.
+    if ept.accessed_dirty && access.paging_structure && access.linear.is_some() {
         access.write = true;
     }
-    let violation = |rights: u64| EptFault::Violation {
+    let violation = |rights: u64, entry: u64| EptFault::Violation {
         guest_physical,
         guest_linear: access.linear,
         qualification: violation_qualification(ept, access, rights),
+        convertible: entry & SUPPRESS_VE == 0,
     };
 
     // A guest-physical address wider than the walk has no translation.
     let top = 12 + 9 * u32::from(ept.levels);
     if guest_physical.0 >> top != 0 {
-        return Err(violation(0));
+        return Err(violation(0, SUPPRESS_VE));
     }
 
     let mut visited = [(L1Phys(0), 0u64); 5];
@@ -328,7 +385,7 @@ pub(crate) fn walk<M: GuestMemory + ?Sized, const COMMIT: bool>(
             READ | WRITE | EXECUTE
         };
         if entry & present_bits == 0 {
-            return Err(violation(rights));
+            return Err(violation(rights, entry));
         }
         let leaf = level == 1 || (entry & PAGE != 0 && level <= 3);
         if is_misconfigured(ept, entry, level, leaf) {
@@ -348,11 +405,21 @@ pub(crate) fn walk<M: GuestMemory + ?Sized, const COMMIT: bool>(
     } else {
         EXECUTE
     };
-    let denied = access.read && rights & READ == 0
-        || access.write && rights & WRITE == 0
-        || access.fetch && rights & execute == 0;
-    if denied {
-        return Err(violation(rights));
+    let denied = access.read && rights & READ == 0 || access.fetch && rights & execute == 0;
+    let mut sub_page = false;
+    if access.write && rights & WRITE == 0 && !denied {
+        // Only the page's own entry bars the write, and it refers to the sub-page permissions.
+        let upper = visited[..depth - 1].iter().all(|(_, e)| e & WRITE != 0);
+        let eligible = page_size == PAGE_SIZE && leaf & SUB_PAGE != 0 && upper;
+        sub_page = match ept.sub_page_table {
+            Some(table) if eligible && !access.paging_structure => {
+                sub_page::may_write(memory, table, ept.width, guest_physical, access.linear)?
+            }
+            _ => false,
+        };
+    }
+    if denied || access.write && rights & WRITE == 0 && !sub_page {
+        return Err(violation(rights, leaf));
     }
 
     let mut dirty = leaf & DIRTY != 0;
@@ -393,6 +460,7 @@ pub(crate) fn walk<M: GuestMemory + ?Sized, const COMMIT: bool>(
         readable: rights & READ != 0,
         writable: rights & WRITE != 0 && (!ept.accessed_dirty || dirty),
         executable: rights & execute != 0,
+        sub_page,
     })
 }
 
@@ -419,6 +487,12 @@ fn violation_qualification(ept: &Ept, access: EptAccess, rights: u64) -> u64 {
         access.linear.is_some() && !access.paging_structure,
         qualification::TRANSLATED,
     );
+    if ept.advanced_information && access.linear.is_some() && !access.paging_structure {
+        set(access.user, qualification::LINEAR_USER);
+        set(access.linear_writable, qualification::LINEAR_WRITABLE);
+        let disabled = access.linear_execute_disable;
+        set(disabled, qualification::LINEAR_EXECUTE_DISABLE);
+    }
     q
 }
 
@@ -469,6 +543,8 @@ fn log_modification<M: GuestMemory + ?Sized>(
     log.index.set(index.wrapping_sub(1));
     Ok(())
 }
+
+mod sub_page;
 
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ pub mod fields;
 pub mod instructions;
 pub mod intercepts;
 pub mod state;
+pub mod virtualization_exception;
 pub mod vmcs12;
 
 pub use fields::Field;

@@ -263,18 +263,10 @@ fn load_pdptrs<M: GuestMemory + ?Sized>(
     cr3: u64,
 ) -> Result<[u64; 4], CrFault> {
     let table = cr3 & 0xffff_ffe0;
-    let access = EptAccess {
-        read: true,
-        write: false,
-        fetch: false,
-        user: false,
-        linear: None,
-        paging_structure: true,
-    };
     let mut bytes = [0; 32];
     // The table is 32-byte aligned: it does not cross a page.
     let physical = match ept {
-        Some(ept) => ept::translate(memory, ept, L2Phys(table), access)?.physical,
+        Some(ept) => ept::translate(memory, ept, L2Phys(table), EptAccess::PDPTES)?.physical,
         None => crate::addr::L1Phys(table),
     };
     memory.read(physical, &mut bytes).map_err(|_| GP)?;

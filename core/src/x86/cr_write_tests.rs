@@ -244,7 +244,12 @@ fn pdptes_are_loaded_and_checked() {
         guest_physical: L2Phys(0x1020),
         guest_linear: None,
         qualification: 1,
+        convertible: true,
     };
+    assert_eq!(result, Err(CrFault::Ept(violation)));
+    // With accessed and dirty flags the load is a read all the same.
+    let ept = Ept::new(0x5e, u64::MAX, 40);
+    let result = write_cr3(&mut cpu, &memory, Some(&ept), 0x1020);
     assert_eq!(result, Err(CrFault::Ept(violation)));
 }
 

@@ -317,6 +317,7 @@ impl Processor {
     /// The engine ran an instruction natively up to a deadline: what waited for one has had it.
     pub(crate) fn instruction_ran_natively(&mut self) {
         self.one_instruction = false;
+        self.iret_unblocks = false;
         if self.in_l2() {
             self.cpu.vmx.run_pending = false;
             if self.primary_controls().contains(Primary::MONITOR_TRAP_FLAG) {

@@ -2,7 +2,7 @@
 //! Masks and Read Shadows for CR0 and CR4").
 
 use super::operands::{gpr_or_rax, is_memory};
-use super::{Done, Outcome, Processor, Trap, vmx};
+use super::{Done, Outcome, Processor, Trap};
 use crate::decode;
 use iced_x86::{Instruction, Mnemonic, Register};
 use nvmx_core::vmx::intercepts::{Clts, Cr8};
@@ -74,7 +74,7 @@ impl Processor {
                 Ok(Done::Retired)
             }
             Err(CrFault::Exception(exception)) => Err(exception.into()),
-            Err(CrFault::Ept(fault)) => Err(Trap::Exit(vmx::ept_exit(&fault, false))),
+            Err(CrFault::Ept(fault)) => Err(Trap::Ept(fault, false)),
         }
     }
 

@@ -10,6 +10,7 @@ use nvmx_core::vcpu::Exit;
 use nvmx_core::vmx::controls::Primary;
 use nvmx_core::vmx::ept::EptFault;
 use nvmx_core::vmx::exit::VmExit;
+use nvmx_core::vmx::virtualization_exception;
 use nvmx_core::x86::control::rflags;
 use nvmx_core::x86::{Event, EventKind, Exception};
 
@@ -23,6 +24,7 @@ impl Processor {
                 const BS: u64 = 1 << 14;
                 self.cpu.pending_debug |= BS;
                 self.one_instruction = false;
+                self.iret_unblocks = false;
                 if self.in_l2() && self.primary_controls().contains(Primary::MONITOR_TRAP_FLAG) {
                     self.cpu.vmx.mtf_pending = true;
                 }
@@ -69,7 +71,15 @@ impl Processor {
     /// Gives an event that came up to whom it belongs: L1 if it intercepts it, else the IDT.
     /// `Some` is an exit to user space.
     pub(super) fn raise(&mut self, event: Event) -> Option<Exit> {
-        if let Some(exit) = self.intercepted(&event) {
+        let unblocks = std::mem::take(&mut self.iret_unblocks);
+        if unblocks {
+            // The IRET ends here.
+            self.one_instruction = false;
+        }
+        if let Some(mut exit) = self.intercepted(&event) {
+            if unblocks && self.intercepts.reports_nmi_unblocking() {
+                exit = exit.with_nmi_unblocking();
+            }
             self.exit_to_l1(&exit);
             return None;
         }
@@ -208,15 +218,24 @@ impl Processor {
         self.raise(event).or_else(|| self.boundary())
     }
 
-    /// An access of the instruction at RIP met L1's EPT.
+    /// An access of the instruction at RIP met L1's EPT: an exit, or #VE.
     pub(crate) fn ept_fault(&mut self, fault: &EptFault, read_modify_write: bool) -> Option<Exit> {
-        let mut exit = vmx::ept_exit(fault, false);
-        if read_modify_write && matches!(fault, EptFault::Violation { .. }) {
+        let mut fault = *fault;
+        if let EptFault::Violation { qualification, .. } = &mut fault
+            && read_modify_write
+        {
             // Read and write in one access (SDM Vol. 3C, table "Exit Qualification for EPT
             // Violations", bits 0 and 1).
-            exit.qualification |= 1;
+            *qualification |= 1;
+        }
+        if let Some(exception) = virtualization_exception::convert(&self.cpu, &self.ram, &fault) {
+            return self.raise(Event::exception(exception));
+        }
+        let mut exit = vmx::ept_exit(&fault, false);
+        if std::mem::take(&mut self.iret_unblocks) && self.intercepts.reports_nmi_unblocking() {
+            exit = exit.with_nmi_unblocking();
         }
         self.exit_to_l1(&exit);
-        self.boundary()
+        None
     }
 }

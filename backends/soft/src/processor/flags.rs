@@ -4,7 +4,7 @@
 
 use super::io::mask;
 use super::mmu::Place;
-use super::{Done, Outcome, Processor, Trap, vmx};
+use super::{Done, Outcome, Processor, Trap};
 use crate::decode;
 use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
 use nvmx_core::paging::{Access, AccessKind, WalkFault};
@@ -55,11 +55,7 @@ impl Processor {
 /// Qualification for EPT Violations").
 fn read_and_write(fault: WalkFault) -> Trap {
     match fault {
-        WalkFault::Ept(fault @ EptFault::Violation { .. }) => {
-            let mut exit = vmx::ept_exit(&fault, false);
-            exit.qualification |= 1;
-            exit.into()
-        }
+        WalkFault::Ept(fault @ EptFault::Violation { .. }) => Trap::Ept(fault, true),
         other => other.into(),
     }
 }

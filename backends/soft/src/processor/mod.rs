@@ -32,6 +32,7 @@ use nvmx_core::paging::{Regime, WalkFault};
 use nvmx_core::vcpu::{Exit, NestedEvent};
 use nvmx_core::vmx::apic_virtualization::ApicVirtualization;
 use nvmx_core::vmx::controls::Primary;
+use nvmx_core::vmx::ept::EptFault;
 use nvmx_core::vmx::exit::{ExitReason, VmExit};
 use nvmx_core::vmx::intercepts::Intercepts;
 use nvmx_core::x86::control::rflags;
@@ -55,6 +56,8 @@ pub(crate) enum Trap {
     Software(Event),
     /// L1 wants it.
     Exit(VmExit),
+    /// An access met L1's EPT; `true` if it reads and writes in one.
+    Ept(EptFault, bool),
     /// User space must see it.
     User(Exit),
 }
@@ -78,7 +81,10 @@ impl From<WalkFault> for Trap {
     fn from(fault: WalkFault) -> Self {
         match fault {
             WalkFault::PageFault(exception) => Self::Fault(exception),
-            WalkFault::Ept(fault) => Self::Exit(vmx::ept_exit(&fault, false)),
+            WalkFault::Ept(fault @ EptFault::ApicAccess(_)) => {
+                Self::Exit(vmx::ept_exit(&fault, false))
+            }
+            WalkFault::Ept(fault) => Self::Ept(fault, false),
         }
     }
 }
@@ -151,6 +157,8 @@ pub(crate) struct Processor {
     pub(crate) executed_at_sync: u64,
     /// The boundary must be looked at after exactly one more instruction.
     pub(crate) one_instruction: bool,
+    /// The instruction under way is an IRET that began while NMIs were blocked.
+    pub(crate) iret_unblocks: bool,
     /// What the state in force needs and the model lacks; no instruction runs while there is any.
     pub(crate) unsupported: Option<&'static str>,
     /// The PDPTEs of PAE paging must be read from memory before the next instruction.
@@ -187,6 +195,7 @@ impl Processor {
             idle_ticks: 0,
             executed_at_sync: 0,
             one_instruction: false,
+            iret_unblocks: false,
             unsupported: None,
             pdptes_stale: false,
             lost_events: 0,
@@ -299,6 +308,7 @@ impl Processor {
                 self.exit_to_l1(&exit);
                 None
             }
+            Err(Trap::Ept(fault, read_modify_write)) => self.ept_fault(&fault, read_modify_write),
             Err(Trap::User(exit)) => Some(exit),
         }
     }

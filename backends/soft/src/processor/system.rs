@@ -367,6 +367,7 @@ impl Processor {
 
     /// IRET while something waits for its end of NMI blocking: it then runs natively.
     pub(super) fn iret(&mut self) -> Outcome {
+        self.iret_unblocks = self.cpu.interruptibility.contains(Interruptibility::NMI);
         self.cpu.interruptibility.remove(Interruptibility::NMI);
         self.effects.controls = true;
         // The blocking ends with the instruction, so that the boundary is looked at behind it.

@@ -23,13 +23,17 @@ pub(super) fn ept_exit(fault: &EptFault, during_event_delivery: bool) -> VmExit 
             guest_physical,
             guest_linear,
             qualification,
+            ..
         } => VmExit::ept_violation(qualification, guest_physical, guest_linear),
         EptFault::Misconfiguration { guest_physical } => {
             VmExit::ept_misconfiguration(guest_physical)
         }
-        EptFault::LogFull { guest_physical } => {
-            VmExit::page_modification_log_full(false, guest_physical)
-        }
+        EptFault::SubPage {
+            guest_physical,
+            guest_linear,
+            miss,
+        } => VmExit::sub_page(miss, guest_physical, guest_linear),
+        EptFault::LogFull { guest_physical } => VmExit::page_modification_log_full(guest_physical),
         EptFault::ApicAccess(access) => access.exit(during_event_delivery),
     }
 }
@@ -260,6 +264,7 @@ impl Processor {
     pub(crate) fn left(&mut self, left: &exit::Left) {
         self.apply_msr_effects(&left.msrs);
         self.one_instruction = false;
+        self.iret_unblocks = false;
         self.level_changed();
         if left.abort.is_some() {
             self.cpu.triple_fault_pending = true;

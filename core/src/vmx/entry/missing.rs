@@ -24,7 +24,6 @@ macro_rules! missing {
 missing! {
     Primary 17 "\"activate tertiary controls\", SDM Vol. 3C \"Tertiary Processor-Based VM-Execution Controls\"";
     Secondary 21 "\"PASID translation\", SDM Vol. 3C \"PASID Translation\"";
-    Secondary 22 "\"mode-based execute control for EPT\", SDM Vol. 3C \"Mode-Based Execute Control for EPT\"";
     Secondary 24 "\"Intel PT uses guest physical addresses\", SDM Vol. 3C \"Intel PT Output and VMX\"";
     Secondary 27 "\"enable PCONFIG\", SDM Vol. 3C \"Changes to Instruction Behavior in VMX Non-Root Operation\"";
     Secondary 28 "\"enable ENCLV exiting\", SDM Vol. 3C \"Instructions That Cause VM Exits Conditionally\"";

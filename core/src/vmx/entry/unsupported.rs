@@ -15,14 +15,6 @@ const SECONDARY: &[(Secondary, &str)] = &[
         Secondary::ENABLE_ENCLS_EXITING,
         "\"enable ENCLS exiting\", SDM Vol. 3C \"Instructions That Cause VM Exits Conditionally\"",
     ),
-    (
-        Secondary::EPT_VIOLATION_VE,
-        "\"EPT-violation #VE\", SDM Vol. 3C \"Virtualization Exceptions\"",
-    ),
-    (
-        Secondary::SUB_PAGE_WRITE_PERMISSIONS,
-        "\"sub-page write permissions for EPT\", SDM Vol. 3C \"Sub-Page Write Permissions\"",
-    ),
 ];
 
 /// Every control that [`unsupported`] names: a model that offers none of them never meets one.

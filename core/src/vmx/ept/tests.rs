@@ -53,6 +53,8 @@ const DATA_READ: EptAccess = EptAccess {
     fetch: false,
     user: false,
     linear: None,
+    linear_writable: false,
+    linear_execute_disable: false,
     paging_structure: false,
 };
 
@@ -123,7 +125,9 @@ fn mode_based_execute_control_asks_the_mode() {
         Err(EptFault::Violation {
             guest_physical: L2Phys(0x234),
             guest_linear: Some(0),
-            qualification: 4 | 5 << 3 | 3 << 7,
+            // Bits 11:9, advanced information: a user-mode page or not, nothing else set here.
+            qualification: 4 | 5 << 3 | 3 << 7 | 1 << 9,
+            convertible: true,
         })
     );
 }
@@ -181,6 +185,7 @@ fn beyond_the_walk_is_a_violation_without_rights() {
             guest_physical: far,
             guest_linear: None,
             qualification: 1,
+            convertible: false,
         })
     );
 }
@@ -210,5 +215,155 @@ fn paging_structures_on_the_apic_access_page_exit_below_violations() {
     assert!(matches!(
         walk_to(1, 0x7034, &ept, structure),
         Err(EptFault::Violation { .. } | EptFault::Misconfiguration { .. })
+    ));
+}
+
+#[test]
+fn advanced_information_tells_of_guest_paging() {
+    let capabilities = CAPABILITIES | capability::ADVANCED_INFORMATION;
+    let access = |user, linear_writable, linear_execute_disable, paging_structure| EptAccess {
+        write: true,
+        read: false,
+        user,
+        linear: Some(0x234),
+        linear_writable,
+        linear_execute_disable,
+        paging_structure,
+        ..DATA_READ
+    };
+    // Access, capabilities, bits 11:7 of the qualification.
+    let rows = [
+        (access(true, true, true, false), capabilities, 0b11111),
+        (access(true, true, true, false), CAPABILITIES, 0b00011),
+        (access(false, true, false, false), capabilities, 0b01011),
+        (access(false, false, true, false), capabilities, 0b10011),
+        (access(true, false, false, false), capabilities, 0b00111),
+        // Undefined for paging structures: left clear.
+        (access(true, true, true, true), capabilities, 0b00001),
+    ];
+    for (access, capabilities, expected) in rows {
+        let ept = Ept::new(0x101e, capabilities, 40);
+        let Err(EptFault::Violation { qualification, .. }) = walk_to(1, 0x8035, &ept, access)
+        else {
+            panic!("no violation: {access:?}");
+        };
+        assert_eq!(qualification >> 7, expected, "{access:?}");
+    }
+}
+
+#[test]
+fn suppress_ve_is_the_refusing_entrys() {
+    let ept = Ept::new(0x101e, CAPABILITIES, 40);
+    let write = EptAccess {
+        write: true,
+        ..DATA_READ
+    };
+    let suppress = 1 << 63;
+    // Level, entry, access, whether #VE may stand in for the exit.
+    let rows = [
+        (1, 0, DATA_READ, true),
+        (1, suppress, DATA_READ, false),
+        (2, suppress, DATA_READ, false),
+        (3, 0x1000, DATA_READ, true),
+        (1, 0x8031, write, true),
+        (1, 0x8031 | suppress, write, false),
+        // An upper entry that lacks the right does not decide: the page's does.
+        (2, 0x4001 | suppress, write, true),
+    ];
+    for (level, entry, access, expected) in rows {
+        let memory = VecMemory::new(0x10000);
+        for l in 1..=4 {
+            let table = 0x1000 * (5 - l);
+            let value = match l {
+                _ if l == level => entry,
+                1 => 0x8037,
+                _ => (table + 0x1000) | 7,
+            };
+            memory.write_u64(L1Phys(table), value).unwrap();
+        }
+        match translate(&memory, &ept, L2Phys(0x234), access) {
+            Err(EptFault::Violation { convertible, .. }) => {
+                assert_eq!(convertible, expected, "level {level} {entry:#x}");
+            }
+            other => panic!("level {level} {entry:#x}: {other:?}"),
+        }
+    }
+}
+
+/// Page 5 is read-only with its SPP bit set; `last` is the entry of its sub-page permissions.
+fn sub_page_write(
+    offset: u64,
+    page: u64,
+    upper: [u64; 3],
+    last: u64,
+    structure: bool,
+) -> Result<bool, EptFault> {
+    let memory = VecMemory::new(0x10000);
+    for i in 1..4 {
+        memory
+            .write_u64(L1Phys(i * 0x1000), ((i + 1) * 0x1000) | 7)
+            .unwrap();
+    }
+    memory.write_u64(L1Phys(0x4000 + 5 * 8), page).unwrap();
+    for (at, entry) in [0xa000, 0xb000, 0xc000].into_iter().zip(upper) {
+        memory.write_u64(L1Phys(at), entry).unwrap();
+    }
+    memory.write_u64(L1Phys(0xd000 + 5 * 8), last).unwrap();
+    let ept = Ept {
+        sub_page_table: Some(L1Phys(0xa000)),
+        ..Ept::new(0x101e, CAPABILITIES, 40)
+    };
+    let access = EptAccess {
+        write: true,
+        linear: Some(offset),
+        paging_structure: structure,
+        ..DATA_READ
+    };
+    translate(&memory, &ept, L2Phys(0x5000 + offset), access).map(|m| {
+        assert!(!m.writable, "the next write asks again");
+        m.sub_page
+    })
+}
+
+#[test]
+fn sub_page_permissions_decide_128_bytes_at_a_time() {
+    let (plain, spp) = (0x8031, 0x8031 | SUB_PAGE);
+    let upper = [0xb001, 0xc001, 0xd001];
+    let is_violation = |r| matches!(r, Err(EptFault::Violation { .. }));
+    let is_event = |r, wanted| matches!(r, Err(EptFault::SubPage { miss, .. }) if miss == wanted);
+    assert_eq!(sub_page_write(0x80, spp, upper, 1 << 2, false), Ok(true));
+    assert_eq!(sub_page_write(0xff, spp, upper, 1 << 2, false), Ok(true));
+    assert_eq!(sub_page_write(0xf80, spp, upper, 1 << 62, false), Ok(true));
+    for offset in [0x7f, 0x100] {
+        assert!(is_violation(sub_page_write(
+            offset,
+            spp,
+            upper,
+            1 << 2,
+            false
+        )));
+    }
+    assert!(is_violation(sub_page_write(
+        0x80,
+        plain,
+        upper,
+        1 << 2,
+        false
+    )));
+    assert!(is_violation(sub_page_write(0x80, spp, upper, 1 << 2, true)));
+    // "SPPT Misses" and "SPPT Misconfigurations", level by level.
+    for level in 0..3 {
+        let mut missing = upper;
+        missing[level] &= !1;
+        assert!(is_event(sub_page_write(0x80, spp, missing, 4, false), true));
+        for reserved in [1 << 1, 1 << 11, 1 << 40, 1 << 63] {
+            let mut wrong = upper;
+            wrong[level] |= reserved;
+            assert!(is_event(sub_page_write(0x80, spp, wrong, 4, false), false));
+        }
+    }
+    assert!(is_event(
+        sub_page_write(0x80, spp, upper, 4 | 2, false),
+        false
     ));
 }

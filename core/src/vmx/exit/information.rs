@@ -227,11 +227,21 @@ impl VmExit {
         Self::new(ExitReason::VIRTUALIZED_EOI).with_qualification(vector as u64)
     }
 
+    /// An SPP-related event: bit 11 of the qualification tells a miss from a misconfiguration.
+    #[must_use]
+    pub const fn sub_page(miss: bool, guest_physical: L2Phys, guest_linear: Option<u64>) -> Self {
+        Self {
+            qualification: (miss as u64) << 11,
+            guest_linear,
+            guest_physical: Some(guest_physical),
+            ..Self::new(ExitReason::SPP_RELATED_EVENT)
+        }
+    }
+
     /// The page-modification log is full.
     #[must_use]
-    pub const fn page_modification_log_full(nmi_unblocking: bool, guest_physical: L2Phys) -> Self {
+    pub const fn page_modification_log_full(guest_physical: L2Phys) -> Self {
         Self {
-            qualification: (nmi_unblocking as u64) << 12,
             guest_physical: Some(guest_physical),
             ..Self::new(ExitReason::PAGE_MODIFICATION_LOG_FULL)
         }
@@ -248,6 +258,20 @@ impl VmExit {
     #[must_use]
     pub const fn msr_loading(index: u32) -> Self {
         Self::new(ExitReason::MSR_LOADING.as_entry_failure()).with_qualification(index as u64)
+    }
+
+    /// Notes that the exit came up in an IRET that began while NMIs were blocked: bit 12 of whichever
+    /// field the exit's reason has for it ("Information About NMI Unblocking Due to IRET").
+    #[must_use]
+    pub const fn with_nmi_unblocking(mut self) -> Self {
+        match self.reason {
+            ExitReason::EXCEPTION_OR_NMI => self.nmi_unblocking = true,
+            ExitReason::EPT_VIOLATION
+            | ExitReason::PAGE_MODIFICATION_LOG_FULL
+            | ExitReason::SPP_RELATED_EVENT => self.qualification |= 1 << 12,
+            _ => {}
+        }
+        self
     }
 
     /// The VM-exit interruption-information field.

@@ -350,3 +350,22 @@ fn a_debug_trap_that_waits_stays_pending() {
     );
     assert_eq!(cpu.pending_exception, None);
 }
+
+/// SDM Vol. 3C "Information About NMI Unblocking Due to IRET".
+#[test]
+fn nmi_unblocking_is_bit_12_of_what_the_reason_has() {
+    let address = L2Phys(0x1000);
+    for exit in [
+        VmExit::ept_violation(0x181, address, Some(0)),
+        VmExit::page_modification_log_full(address),
+        VmExit::sub_page(true, address, Some(0)),
+    ] {
+        let noted = exit.with_nmi_unblocking();
+        assert_eq!(noted.qualification, exit.qualification | 1 << 12);
+    }
+    let fault = VmExit::exception(Exception::GENERAL_PROTECTION).with_nmi_unblocking();
+    assert_eq!(fault.interruption_information() >> 12 & 1, 1);
+    let other = VmExit::ept_misconfiguration(address);
+    assert_eq!(other.with_nmi_unblocking(), other);
+    assert_eq!(VmExit::sub_page(false, address, None).qualification, 0);
+}

@@ -7,7 +7,8 @@ use crate::memory::GuestMemory;
 use crate::personality::Difference;
 use crate::vmx::Field;
 use crate::vmx::capability::Capability;
-use crate::vmx::entry::vpid;
+use crate::vmx::controls::Secondary;
+use crate::vmx::entry::{active_secondary, vpid};
 use crate::vmx::ept::eptp_is_valid;
 use crate::vmx::exit::{ExitReason, Flush, VmExit};
 use crate::x86::{Exception, Gpr};
@@ -41,12 +42,16 @@ fn switch_eptp(cpu: &mut Cpu, memory: &dyn GuestMemory) -> Option<Flush> {
     }
     let list = cpu.vmx.vmcs12.get(Field::EPTP_LIST_ADDRESS);
     let eptp = memory.read_u64(L1Phys(list + index * 8)).ok()?;
-    if eptp == cpu.vmx.vmcs12.get(Field::EPT_POINTER) {
-        return Some(Flush::None);
-    }
+    let is_same = eptp == cpu.vmx.vmcs12.get(Field::EPT_POINTER);
     let capabilities = Capability::from(&*cpu.model).ept_vpid().bits();
-    if !eptp_is_valid(eptp, capabilities, cpu.model.physical_address_width) {
+    if !is_same && !eptp_is_valid(eptp, capabilities, cpu.model.physical_address_width) {
         return None;
+    }
+    if active_secondary(&cpu.vmx.vmcs12).contains(Secondary::EPT_VIOLATION_VE) {
+        cpu.vmx.vmcs12.set(Field::EPTP_INDEX, index);
+    }
+    if is_same {
+        return Some(Flush::None);
     }
     cpu.vmx.vmcs12.set(Field::EPT_POINTER, eptp);
     // Combined mappings are tagged with the EPTP, so that architecturally none is stale; a cache of

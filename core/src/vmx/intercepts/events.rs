@@ -76,6 +76,13 @@ impl Intercepts {
         self.pin(PinBased::VIRTUAL_NMIS)
     }
 
+    /// Whether exits tell of NMI unblocking due to IRET: with "NMI exiting" and without "virtual NMIs"
+    /// the bit is undefined.
+    #[must_use]
+    pub const fn reports_nmi_unblocking(&self) -> bool {
+        !self.pin(PinBased::NMI_EXITING) || self.virtual_nmis()
+    }
+
     /// INIT exits always (and is blocked in root operation).
     #[must_use]
     pub const fn init(&self) -> VmExit {

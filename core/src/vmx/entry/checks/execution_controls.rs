@@ -169,6 +169,10 @@ rules! { RULES, "VM-Execution Control Fields" => InvalidControl;
         [SECONDARY_VM_EXEC_CONTROL]
         |c| implies!(c.secondary(Secondary::SUB_PAGE_WRITE_PERMISSIONS),
             c.secondary(Secondary::ENABLE_EPT));
+    Processor "control.sub_page.pointer"
+        "with \"sub-page write permissions for EPT\", the SPPTP is a page in the physical-address width"
+        [SECONDARY_VM_EXEC_CONTROL SPP_TABLE_POINTER]
+        |c| implies!(c.secondary(Secondary::SUB_PAGE_WRITE_PERMISSIONS), c.page(Field::SPP_TABLE_POINTER));
 }
 
 fn posted(c: &Context<'_>) -> bool {

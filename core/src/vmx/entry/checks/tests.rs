@@ -161,6 +161,7 @@ const BREAKS: &[(&str, Break, &[&str])] = &[
     ("control.tpr_threshold.vtpr", |c| c.primary(Pr::USE_TPR_SHADOW).set(Field::VIRTUAL_APIC_PAGE_ADDR, support::VIRTUAL_APIC.0).set(Field::TPR_THRESHOLD, 1), &[]),
     ("control.virtualization_exception.address", |c| c.secondary(Se::EPT_VIOLATION_VE).set(Field::VE_INFORMATION_ADDRESS, BAD_PAGE), &[]),
     ("control.sub_page.needs_ept", |c| c.no_ept().secondary(Se::SUB_PAGE_WRITE_PERMISSIONS), &[]),
+    ("control.sub_page.pointer", |c| c.secondary(Se::SUB_PAGE_WRITE_PERMISSIONS).set(Field::SPP_TABLE_POINTER, BAD_PAGE), &[]),
     ("control.exit.reserved", |c| c.clear(Field::VM_EXIT_CONTROLS, 2), &[]),
     ("control.exit.msr_load_list", |c| c.set(Field::VM_EXIT_MSR_LOAD_COUNT, 1).set(Field::VM_EXIT_MSR_LOAD_ADDR, 8), &[]),
     ("control.exit.msr_store_list", |c| c.set(Field::VM_EXIT_MSR_STORE_COUNT, 2).set(Field::VM_EXIT_MSR_STORE_ADDR, (1 << 40) - 16), &[]),
