@@ -9,7 +9,8 @@ use crate::processor::{Processor, kind};
 use iced_x86::Register;
 use nvmx_core::addr::L1Phys;
 use nvmx_core::cpu::Interruptibility;
-use nvmx_core::paging::{self, Access, WalkFault};
+use nvmx_core::memory::GuestMemory;
+use nvmx_core::paging::{self, Access, AccessKind, WalkFault};
 use nvmx_core::vcpu::Exit;
 use nvmx_core::vmx::controls::{Primary, Secondary};
 use nvmx_core::x86::control::rflags;
@@ -39,6 +40,9 @@ const CALLS_PER_SLICE: u32 = 1 << 12;
 /// handler's first instruction raises the next exception.
 const MOST_IDLE_CALLS: u32 = 1 << 16;
 
+/// What STI and MOV SS hold off.
+const SHADOWS: Interruptibility = Interruptibility::STI.union(Interruptibility::MOV_SS);
+
 /// Takes the engine's registers over into the processor.
 pub(crate) fn sync_in(processor: &mut Processor, env: &Env) {
     let cpu = &mut processor.cpu;
@@ -46,16 +50,21 @@ pub(crate) fn sync_in(processor: &mut Processor, env: &Env) {
     env.read_sregs(&mut cpu.sregs);
     cpu.msrs.kernel_gs_base = env.msr(NativeMsr::KernelGsBase);
     cpu.tsc.ticks = env.executed().wrapping_add(processor.idle_ticks);
-    cpu.interruptibility
-        .remove(Interruptibility::STI | Interruptibility::MOV_SS);
-    if env.interrupt_shadow() {
-        // The translator does not keep which of the two it was. With RFLAGS.IF clear it was MOV SS.
-        let shadow = if cpu.regs.rflags & rflags::IF == 0 {
-            Interruptibility::MOV_SS
-        } else {
+    if !env.interrupt_shadow() {
+        cpu.interruptibility.remove(SHADOWS);
+    } else if env.executed() != processor.executed_at_sync
+        || !cpu.interruptibility.intersects(SHADOWS)
+    {
+        // The translator does not keep which of the two it was. STI casts a shadow where it sets
+        // RFLAGS.IF.
+        let sti = cpu.regs.rflags & rflags::IF != 0 && processor.is_behind_sti();
+        let shadow = if sti {
             Interruptibility::STI
+        } else {
+            Interruptibility::MOV_SS
         };
-        cpu.interruptibility.insert(shadow);
+        processor.cpu.interruptibility.remove(SHADOWS);
+        processor.cpu.interruptibility.insert(shadow);
     }
 }
 
@@ -344,6 +353,18 @@ fn uses_stack(processor: &Processor, bytes: &[u8]) -> bool {
 }
 
 impl Processor {
+    /// Whether the byte before RIP is an STI.
+    fn is_behind_sti(&mut self) -> bool {
+        const STI: u8 = 0xfb;
+        let base = decode::segment_base(&self.cpu, Register::CS);
+        let address = base.wrapping_add(self.cpu.regs.rip).wrapping_sub(1);
+        let access = Access::explicit(AccessKind::Fetch, self.cpu.cpl());
+        let mut byte = [0];
+        self.translate(address, access)
+            .is_ok_and(|mapping| self.ram.read(mapping.physical, &mut byte).is_ok())
+            && byte[0] == STI
+    }
+
     /// A page walk refused an access of the instruction at RIP.
     fn walk_fault(&mut self, fault: WalkFault, read_modify_write: bool) -> Option<Exit> {
         match fault {

@@ -227,10 +227,8 @@ fn vm_entry_in_the_shadow_of_mov_ss() {
             vmcs12.set_launch_state(LaunchState::Launched);
         }
         nest.vm.set_nested_state(&nested).expect("taken");
-        assert_eq!(
-            run(&mut nest, &code, ARITHMETIC, &stack),
-            Came::Through(0x40)
-        );
+        let flags = ARITHMETIC | if launched { 0x200 } else { 0 };
+        assert_eq!(run(&mut nest, &code, flags, &stack), Came::Through(0x40));
         let nested = nest.vm.nested_state().expect("state");
         let error = nested.vmcs12().map(|v| v.get(Field::VM_INSTRUCTION_ERROR));
         assert_eq!(error, Some(26));

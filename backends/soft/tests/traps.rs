@@ -300,6 +300,43 @@ fn a_single_step_behind_sti_is_taken() {
     assert_eq!(nest.get(Field::GUEST_INTERRUPTIBILITY_INFO), STI);
 }
 
+/// MOV SS with RFLAGS.IF set holds a single step off, STI does not; an exit in the shadow tells which it was.
+#[test]
+fn the_two_shadows_are_told_apart() {
+    const MOV_SS_AX: [u8; 2] = [0x8e, 0xd0];
+    let start = |code: &[u8], flags| {
+        let mut nest = Nest::new(&[code, &VMCALL].concat());
+        let mut regs = nest.regs();
+        regs.gpr[0] = 0x10;
+        nest.set_state(CpuState {
+            regs: Some(regs),
+            ..CpuState::default()
+        });
+        nest.set(Field::GUEST_RFLAGS, flags);
+        nest.set(Field::EXCEPTION_BITMAP, 1 << 1);
+        nest
+    };
+    for flags in [2, 0x202] {
+        let mut nest = start(&MOV_SS_AX, flags);
+        nest.expect(VMCALL_EXIT, L2 + 2);
+        assert_eq!(nest.get(Field::GUEST_INTERRUPTIBILITY_INFO), MOV_SS);
+        // The trap of MOV SS itself waits for the end of the next instruction.
+        let mut nest = start(&[&MOV_SS_AX[..], &[0x90]].concat(), flags | TF);
+        nest.expect(EXCEPTION, L2 + 3);
+        assert_eq!(nest.get(Field::EXIT_QUALIFICATION), BS);
+    }
+    let mut nest = start(&[0xfb], 2);
+    nest.expect(VMCALL_EXIT, L2 + 1);
+    assert_eq!(nest.get(Field::GUEST_INTERRUPTIBILITY_INFO), STI);
+    // What an entry brings stays what it is.
+    for shadow in [STI, MOV_SS] {
+        let mut nest = start(&[], 0x202);
+        nest.set(Field::GUEST_INTERRUPTIBILITY_INFO, shadow);
+        nest.expect(VMCALL_EXIT, L2);
+        assert_eq!(nest.get(Field::GUEST_INTERRUPTIBILITY_INFO), shadow);
+    }
+}
+
 /// MOV CR0 that turns PAE paging on loads the PDPTEs, and an exit saves them (SDM Vol. 3C "Saving
 /// Control Registers, Debug Registers, and MSRs").
 #[test]
