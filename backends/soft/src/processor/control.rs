@@ -196,7 +196,6 @@ impl Processor {
             self.exit_if(self.intercepts.mov_dr(number, from_dr, gpr, length))?;
         }
         if self.cpu.debug.dr7 & GENERAL_DETECT != 0 {
-            self.cpu.debug.dr7 &= !GENERAL_DETECT;
             return Err(Exception {
                 vector: Exception::DB,
                 error_code: None,
