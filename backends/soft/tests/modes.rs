@@ -456,3 +456,49 @@ fn the_shadow_vmcs_is_l1s_memory() {
         .expect("RAM");
     assert_eq!(u64::from_le_bytes(word), 0x7788);
 }
+
+/// Process-context identifiers: L1's come back with an exit, and L2's MOV to CR3 that keeps translations
+/// still finds the new tables.
+#[test]
+fn process_context_identifiers() {
+    use common::bare::PAGING;
+    const PCIDE: u64 = 1 << 17;
+    const OTHER: [u64; 3] = [0x10_0000, 0x10_1000, 0x10_2000];
+    // mov rax, [rsi]; mov cr3, rbx; mov rcx, [rsi]; vmcall
+    let code = [0x48, 0x8b, 0x06, 0x0f, 0x22, 0xdb, 0x48, 0x8b, 0x0e];
+    let mut nest = Nest::of_profile(Some("max"), &[&code[..], &VMCALL].concat());
+    // 4 GiB is one 2-MiB page of RAM in either table, but not the same: 0 and 2 MiB hold what differs.
+    let entry = |nest: &mut Nest, at: u64, value: u64| put(&mut nest.vm, at, &value.to_le_bytes());
+    entry(&mut nest, OTHER[0], OTHER[1] | 7);
+    entry(&mut nest, OTHER[1], OTHER[2] | 7);
+    entry(&mut nest, OTHER[2], 0x87);
+    // Linear 2 MiB: page at PAGE in L2's first tables, at PAGE2 in the others.
+    for (table, leaf, page) in [
+        (PAGING + 0x2000, 0x10_4000_u64, PAGE),
+        (OTHER[2], 0x10_5000, PAGE2),
+    ] {
+        entry(&mut nest, table + 8, leaf | 7);
+        entry(&mut nest, leaf, page | 7);
+        entry(&mut nest, page, page);
+    }
+    nest.set(Field::HOST_CR4, nest.get(Field::HOST_CR4) | PCIDE);
+    nest.set(Field::HOST_CR3, PAGING | 1);
+    nest.set(Field::GUEST_CR4, nest.get(Field::GUEST_CR4) | PCIDE);
+    nest.set(Field::GUEST_CR3, PAGING | 2);
+    let mut regs = nest.regs();
+    regs.set(Gpr::Rbx, 1 << 63 | OTHER[0] | 3);
+    regs.set(Gpr::Rsi, 2 << 20);
+    nest.set_state(CpuState {
+        regs: Some(regs),
+        ..CpuState::default()
+    });
+    nest.expect(VMCALL_EXIT, L2 + 9);
+    let regs = nest.regs();
+    assert_eq!((regs.get(Gpr::Rax), regs.get(Gpr::Rcx)), (PAGE, PAGE2));
+    assert_eq!(nest.get(Field::GUEST_CR3), OTHER[0] | 3);
+    let sregs = nest.state().sregs.expect("sregs");
+    assert_eq!((sregs.cr3, sregs.cr4 & PCIDE), (PAGING | 1, PCIDE));
+    // Without long mode there are none.
+    not_64_bit(&mut nest);
+    assert_eq!(nest.enter(), Entry::Exit(INVALID_GUEST_STATE));
+}

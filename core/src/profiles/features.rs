@@ -37,9 +37,9 @@ pub(super) const RDTSCP: Feature = feature(0x8000_0001, 0, 3, 27);
 /// Features that the software model executes, register by register. A register without a row is no set
 /// of features and is passed on as it is.
 const EXECUTED: &[(u32, u32, usize, u32)] = &[
-    // SSE3, PCLMULQDQ, VMX, SSSE3, CX16, SSE4.1, SSE4.2, x2APIC, MOVBE, POPCNT, TSC-deadline, AES, RDRAND,
-    // hypervisor.
-    (1, 0, 2, 0xc3f8_2223),
+    // SSE3, PCLMULQDQ, VMX, SSSE3, CX16, PCID, SSE4.1, SSE4.2, x2APIC, MOVBE, POPCNT, TSC-deadline, AES,
+    // RDRAND, hypervisor.
+    (1, 0, 2, 0xc3fa_2223),
     (1, 0, 3, 0x0f8b_fbff),
     // ARAT.
     (6, 0, 0, 1 << 2),
@@ -109,7 +109,6 @@ const NAMES: &[(Feature, &str, &str)] = &[
     (feature(1, 0, 2, 12), "FMA", VECTOR),
     (feature(1, 0, 2, 14), "xTPR", NOT_MODELLED),
     (feature(1, 0, 2, 15), "PDCM", NO_COUNTERS),
-    (feature(1, 0, 2, 17), "PCID", NOT_MODELLED),
     (feature(1, 0, 2, 18), "DCA", NOT_MODELLED),
     (feature(1, 0, 2, 26), "XSAVE", STATE),
     (feature(1, 0, 2, 27), "OSXSAVE", STATE),

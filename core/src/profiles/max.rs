@@ -28,7 +28,7 @@ cpuid! {
 vmx! {
     /// Every control, and what silicon has beside them.
     VMX:
-    0x480 0x01da_1000_11e5_7ed0 "as on Sapphire Rapids, but for a region that holds a vmcs12";
+    0x480 0x00da_1000_11e5_7ed0 "as on Ice Lake, but for a region that holds a vmcs12: error codes of injected events follow from the vector";
     0x481 0x0000_00ff_0000_0016 ALL;
     0x482 0xfffb_fffe_0401_e172 ALL;
     0x483 0xffff_ffff_0003_6dff ALL;

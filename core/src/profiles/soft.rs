@@ -103,6 +103,13 @@ const NEEDS: &[(ControlField, u32, Feature)] = &[
     (ControlField::Entry, 16, features::MPX),
 ];
 
+/// Controls that only concern IA32_PERF_GLOBAL_CTRL: nothing without performance monitoring of version 2.
+const NEED_COUNTERS: &[(ControlField, u32)] = &[
+    (ControlField::Exit, 12),
+    (ControlField::Exit, 30),
+    (ControlField::Entry, 13),
+];
+
 /// Names of the controls of a field.
 #[must_use]
 pub fn rows(field: ControlField) -> &'static [controls::Row] {
@@ -154,8 +161,8 @@ impl Profile {
         restrict_controls(&mut msrs, &cpuid, &mut dropped);
         restrict_ept_and_misc(&mut msrs, &mut dropped);
         msrs[index(msr::IA32_VMX_CR4_FIXED1)] = cr4_fixed1(&cpuid);
-        // KVM's number speaks of KVM's layout.
-        if self.row(msr::IA32_VMX_VMCS_ENUM).is_none() {
+        // KVM's number speaks of KVM's layout; any other, of the fields that are left.
+        if self.kind != super::Kind::Kvm {
             msrs[index(msr::IA32_VMX_VMCS_ENUM)] = vmcs_enum(&msrs);
         }
         ForSoft {
@@ -251,7 +258,9 @@ fn restrict_controls(
             }
             let lacks = NEEDS
                 .iter()
-                .any(|(f, b, feature)| (*f, *b) == (field, bit) && !feature.is_in(cpuid));
+                .any(|(f, b, feature)| (*f, *b) == (field, bit) && !feature.is_in(cpuid))
+                || NEED_COUNTERS.contains(&(field, bit))
+                    && cpuid::lookup(cpuid, 0xa, 0)[0] & 0xff < 2;
             let reason = match why_not(field, bit) {
                 Some(reason) => reason,
                 None if lacks => "CPUID does not have what it is about",

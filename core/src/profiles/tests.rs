@@ -178,3 +178,49 @@ fn avx_is_named_when_it_goes() {
         assert!(names.contains(&name), "{name} is not in {names:#?}");
     }
 }
+
+/// SDM appendix A "VMCS Enumeration": the highest index of a field that VMREAD finds, no more and no less.
+#[test]
+fn vmread_finds_what_vmcs_enum_says() {
+    use crate::addr::L1Phys;
+    use crate::cpu::Cpu;
+    use crate::vmx::instructions::vmread;
+    use std::sync::Arc;
+    for profile in ALL {
+        let mut cpu = Cpu {
+            model: Arc::new(profile.for_soft().model),
+            ..Cpu::default()
+        };
+        cpu.vmx.vmxon = Some(L1Phys(0x1000));
+        cpu.vmx.current = Some(L1Phys(0x2000));
+        let highest = (0..1_u64 << 16)
+            .filter(|encoding| vmread(&cpu, *encoding).is_ok())
+            .map(|encoding| encoding >> 1 & 0x1ff)
+            .max();
+        let told = cpu.model.vmx_msrs[index(msr::IA32_VMX_VMCS_ENUM)] >> 1 & 0x1ff;
+        assert_eq!(highest, Some(told), "{}", profile.name);
+    }
+}
+
+/// IA32_PERF_GLOBAL_CTRL is loaded and saved only where it exists.
+#[test]
+fn no_control_speaks_of_counters_that_are_not_there() {
+    for profile in ALL {
+        let left = profile.for_soft().model;
+        let has_counters = cpuid::lookup(&left.cpuid, 0xa, 0)[0] & 0xff > 1;
+        for (number, bit) in [
+            (0x483, 12),
+            (0x483, 30),
+            (0x484, 13),
+            (0x48f, 12),
+            (0x490, 13),
+        ] {
+            let offered = left.vmx_msrs[index(number)] >> (32 + bit) & 1 != 0;
+            assert!(
+                has_counters || !offered,
+                "{} {number:#x} {bit}",
+                profile.name
+            );
+        }
+    }
+}

@@ -55,7 +55,13 @@ impl Processor {
                 self.cpu.sregs.cr2 = value;
                 return Ok(Done::Retired);
             }
-            3 => cr_write::write_cr3(&mut self.cpu, &self.ram, ept.as_ref(), value),
+            // There is one TLB for all process-context identifiers: what may be kept goes too.
+            3 => cr_write::write_cr3(&mut self.cpu, &self.ram, ept.as_ref(), value).map(|effect| {
+                CrEffect {
+                    flush: true,
+                    ..effect
+                }
+            }),
             4 => cr_write::write_cr4(&mut self.cpu, &self.ram, ept.as_ref(), value),
             8 => return self.write_cr8(value, instruction),
             _ => return Err(Exception::UNDEFINED.into()),

@@ -46,15 +46,20 @@ pub(crate) enum Entry {
 impl Nest {
     /// L2 is `code` in 64-bit mode at CPL 0, its handlers only return.
     pub(crate) fn new(code: &[u8]) -> Self {
-        Self::with_memory(code, MEMORY)
+        Self::of_profile(None, code)
     }
 
-    pub(crate) fn with_memory(code: &[u8], memory_size: u64) -> Self {
+    /// As [`Self::new`], on the processor of a profile.
+    pub(crate) fn of_profile(profile: Option<&str>, code: &[u8]) -> Self {
         let mut vm = SoftVm::new(&VmConfig {
-            memory_size,
+            memory_size: MEMORY,
             ..VmConfig::default()
         })
         .expect("a machine");
+        if let Some(name) = profile {
+            let profile = nvmx_core::profiles::find(name).expect("a profile");
+            vm.set_state(&profile.for_soft().state()).expect("taken");
+        }
         furnish(&mut vm, true);
         let has_error_code = |vector| matches!(vector, 8 | 10..=14 | 17);
         for vector in 0..256_u64 {
