@@ -72,6 +72,9 @@ pub struct Budget {
     pub instructions: Option<u64>,
     /// Nested events (entries, failed entries, exits), exact; needs [`Capability::ExactNestedEvents`].
     pub nested_events: Option<u64>,
+    /// Guest time ([`Vm::now`]) in nanoseconds at which the run comes back with [`Exit::Budget`] at the
+    /// latest, exact, halted or not: a caller's timers. Needs a backend whose [`Vm::now`] is `Some`.
+    pub until: Option<u64>,
     /// Wall-clock time: a safety net, never a result. Every backend honours it.
     pub time: Option<Duration>,
 }
@@ -81,6 +84,7 @@ impl Budget {
     pub const UNLIMITED: Self = Self {
         instructions: None,
         nested_events: None,
+        until: None,
         time: None,
     };
 
@@ -147,7 +151,8 @@ pub enum Exit {
         /// Value written.
         value: u64,
     },
-    /// HLT with nothing to wait for that the backend models.
+    /// HLT (or wait-for-SIPI) with nothing to wait for that the backend models. From [`Vm::run`]: of
+    /// all vCPUs.
     Hlt,
     /// Triple fault of L1.
     Shutdown,
@@ -171,6 +176,16 @@ pub enum Exit {
     Unsupported {
         /// What is missing, with the SDM section.
         what: String,
+    },
+    /// The line of [`Vcpu::set_interrupt_line`] is asserted and the processor takes the interrupt now:
+    /// run the acknowledge cycle (INTA) on the PIC and hand its vector to
+    /// [`Vcpu::acknowledge_interrupt`]. Comes again until that is done or the line is deasserted.
+    InterruptWindow,
+    /// EOI of a level-triggered interrupt, broadcast to the I/O APICs (`KVM_EXIT_IOAPIC_EOI`). The
+    /// instruction is complete.
+    IoApicEoi {
+        /// The vector.
+        vector: u8,
     },
 }
 
@@ -333,6 +348,34 @@ pub trait Vm {
 
     /// A vCPU; panics if `index >= vcpu_count()`.
     fn vcpu(&mut self, index: usize) -> &mut dyn Vcpu;
+
+    /// Runs the whole machine until one of its vCPUs needs user space, whose index comes with the exit,
+    /// or the budget, which counts over all of them, is spent.
+    ///
+    /// The default serves machines with one vCPU.
+    fn run(&mut self, budget: Budget) -> Result<(usize, Exit)> {
+        match self.vcpu_count() {
+            1 => Ok((0, self.vcpu(0).run(budget)?)),
+            count => Err(BackendError::Unsupported(format!(
+                "running {count} vCPUs together on this backend"
+            ))),
+        }
+    }
+
+    /// Guest time in nanoseconds since the machine was made, where the backend has a time of its own;
+    /// `None` where the guest lives in the host's.
+    fn now(&mut self) -> Option<u64> {
+        None
+    }
+
+    /// A message-signalled interrupt, from a device or an I/O APIC: `address` and `data` as on the bus
+    /// (SDM Vol. 3A "Message Signalled Interrupts"). Answers whether a local APIC took it.
+    fn signal_msi(&mut self, address: u64, data: u32) -> Result<bool> {
+        let _ = (address, data);
+        Err(BackendError::Unsupported(
+            "message-signalled interrupts on this backend".into(),
+        ))
+    }
 }
 
 /// A virtual CPU.
@@ -394,6 +437,28 @@ pub trait Vcpu {
 
     /// Queues an event for the guest, as a device would: external interrupt, NMI or exception.
     fn inject(&mut self, event: Event) -> Result<()>;
+
+    /// The INTR output of the caller's PIC, at this vCPU's LINT0 (virtual wire), or at the processor
+    /// itself where the local APIC is disabled. It stays as it is set.
+    ///
+    /// While it is asserted and the processor can take the interrupt, a run ends with
+    /// [`Exit::InterruptWindow`]. An exit of L2 that leaves the interrupt unacknowledged takes place
+    /// without one.
+    fn set_interrupt_line(&mut self, asserted: bool) -> Result<()> {
+        let _ = asserted;
+        Err(BackendError::Unsupported(
+            "the interrupt line of a PIC on this backend".into(),
+        ))
+    }
+
+    /// The vector that the PIC gave in its acknowledge cycle, after [`Exit::InterruptWindow`]: it is
+    /// delivered before anything of lower priority (as KVM_INTERRUPT with a split irqchip).
+    fn acknowledge_interrupt(&mut self, vector: u8) -> Result<()> {
+        let _ = vector;
+        Err(BackendError::Unsupported(
+            "a PIC's vector on this backend".into(),
+        ))
+    }
 
     /// Appends the nested events since the last call to `events`.
     fn drain_nested_events(&mut self, events: &mut Vec<NestedEvent>) -> Result<()>;

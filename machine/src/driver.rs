@@ -175,6 +175,7 @@ impl<W: Write> Driver<W> {
                     .instructions
                     .map(|limit| limit.saturating_sub(executed_since(vm, first_instruction))),
                 nested_events: budget.nested_events.map(|limit| limit.saturating_sub(seen)),
+                until: budget.until,
                 time: budget
                     .time
                     .map(|limit| limit.saturating_sub(start.elapsed())),
@@ -236,6 +237,8 @@ impl<W: Write> Driver<W> {
                 Some(Stop::InternalError { suberror, message })
             }
             Exit::Unsupported { what } => Some(Stop::Unsupported(what)),
+            // Without a PIC or an I/O APIC nothing here asks for either.
+            Exit::InterruptWindow | Exit::IoApicEoi { .. } => None,
         })
     }
 

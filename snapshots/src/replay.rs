@@ -80,6 +80,7 @@ pub fn run(
             nested_events: until
                 .nested_events
                 .map(|limit| limit.saturating_sub(events)),
+            until: None,
             time: left,
         };
         let stop = driver.run(vm, budget).map_err(failed)?;

@@ -18,7 +18,7 @@ use thiserror::Error;
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"NVMX";
 /// Version of frames and messages. There is one; both sides must speak it.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The longest payload.
 pub const MAX_PAYLOAD: usize = 64 << 20;
 /// Bytes before the payload.

@@ -12,7 +12,10 @@ mod model;
 mod nested;
 mod processor;
 mod ram;
+mod reset;
+mod schedule;
 mod state;
+mod topology;
 mod vm;
 
 pub use vm::SoftVm;

@@ -116,6 +116,9 @@ fn intercepts(processor: &Processor) -> Intercepts {
     if processor.iret_ends_blocking() {
         set = set.with(Intercept::Iret);
     }
+    if processor.outside.together {
+        set = set.with(Intercept::Pause);
+    }
     if !processor.cpu.vmx.guest_mode {
         return set;
     }
@@ -183,7 +186,8 @@ impl Runner<'_> {
             let ticks = tsc.saturating_sub(processor.cpu.tsc.l1());
             deadline = deadline.min(executed.saturating_add(ticks.max(1)));
         }
-        deadline
+        let left = processor.until.saturating_sub(processor.cpu.tsc.ticks);
+        deadline.min(executed.saturating_add(left))
     }
 
     /// After a handler: stop, or go on with the state put back.
@@ -193,9 +197,14 @@ impl Runner<'_> {
             self.exit = exit;
             return Action::Stop;
         }
-        if self.processor.event_count >= self.last_event || env.executed() >= self.last_instruction
+        if self.processor.event_count >= self.last_event
+            || env.executed() >= self.last_instruction
+            || self.processor.cpu.tsc.ticks >= self.processor.until
         {
             self.exit = Some(Exit::Budget);
+            return Action::Stop;
+        }
+        if self.processor.outside.leave {
             return Action::Stop;
         }
         if self.loops_without_progress(env.executed()) {

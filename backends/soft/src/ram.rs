@@ -5,6 +5,7 @@ use nvmx_core::addr::{L1Phys, PAGE_SIZE};
 use nvmx_core::memory::{GuestMemory, NotRam};
 use nvmx_core::vcpu::BackendError;
 use std::cell::RefCell;
+use std::rc::Rc;
 use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
 
 /// RAM of one machine, with a log of what the model itself wrote.
@@ -16,7 +17,7 @@ pub(crate) struct Ram {
     size: u64,
     /// Ranges (address, length) that the model wrote and the engine has not been told of: it must
     /// mark the pages and drop code translated from there.
-    written: RefCell<Vec<(u64, u64)>>,
+    written: Rc<RefCell<Vec<(u64, u64)>>>,
 }
 
 impl Ram {
@@ -42,8 +43,18 @@ impl Ram {
             map,
             start,
             size,
-            written: RefCell::new(Vec::with_capacity(64)),
+            written: Rc::new(RefCell::new(Vec::with_capacity(64))),
         })
+    }
+
+    /// The same RAM, with the same log, for another processor.
+    pub(crate) fn share(&self) -> Self {
+        Self {
+            map: self.map.clone(),
+            start: self.start,
+            size: self.size,
+            written: Rc::clone(&self.written),
+        }
     }
 
     /// The mapping, for the engine to run on.

@@ -1,13 +1,14 @@
 //! [`SoftVm`]: the machine behind the traits.
 
-use crate::engine::{Engine, Env, FeatureWord, StopReason};
-use crate::machine::{Runner, sync_in, sync_out};
+use crate::engine::{Engine, Env, FeatureWord};
 use crate::processor::{PendingRead, Processor};
 use crate::ram::Ram;
-use crate::{model, nested, state};
+use crate::schedule::{GuestClock, Limits, Turn, give_up};
+use crate::topology::with_topology;
+use crate::{model, nested, reset, state};
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
 use nvmx_core::apic::Apic;
-use nvmx_core::cpu::{Cpu, Personality};
+use nvmx_core::cpu::{Activity, Cpu, Personality};
 use nvmx_core::memory::GuestMemory;
 use nvmx_core::nested::NestedState;
 use nvmx_core::vcpu::{
@@ -15,43 +16,67 @@ use nvmx_core::vcpu::{
     VmConfig,
 };
 use nvmx_core::x86::ownership::Level;
-use nvmx_core::x86::{AccessRights, CpuState, Event, EventKind, Exception, Segment, Sregs};
+use nvmx_core::x86::{CpuState, Event, EventKind, Exception};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-/// Instructions between two looks at the clock.
-const TIME_SLICE: u64 = 2_000_000;
+/// The most vCPUs that a machine may have.
+const MAX_VCPUS: usize = 8;
 
-/// A machine of the software backend: one processor, RAM, a local APIC.
+/// A machine of the software backend: processors with their local APICs, RAM, one engine.
+///
+/// As a [`Vcpu`] it is the vCPU that [`Vm::vcpu`] was last asked for, at first vCPU 0.
 pub struct SoftVm {
     capabilities: Capabilities,
-    engine: Engine,
-    processor: Processor,
+    pub(crate) engine: Engine,
+    pub(crate) processors: Vec<Processor>,
+    /// The processor in the engine.
+    pub(crate) current: usize,
+    pub(crate) turn: Turn,
+    pub(crate) clock: GuestClock,
 }
 
 impl SoftVm {
-    /// A machine after RESET.
+    /// A machine after RESET: vCPU 0 at the reset vector, the others in wait-for-SIPI.
     pub fn new(config: &VmConfig) -> Result<Self> {
-        if config.vcpus != 1 {
+        if !(1..=MAX_VCPUS).contains(&config.vcpus) {
             return Err(BackendError::Unsupported(format!(
-                "{} vCPUs on the soft backend (one), SDM Vol. 3A \"Multiple-Processor Management\"",
+                "{} vCPUs on the soft backend (1 to {MAX_VCPUS}), SDM Vol. 3A \"Multiple-Processor Management\"",
                 config.vcpus
             )));
         }
         let ram = Ram::new(config.memory_size)?;
         let mut engine = Engine::new(ram.map()).map_err(|e| BackendError::Other(e.to_string()))?;
         hide_features(engine.env_mut());
-        let cpu = Cpu {
-            sregs: reset_sregs(),
-            model: Arc::new(model::default_model()),
-            xcr0: 1,
-            ..reset_cpu()
+        let processor = |index: usize| {
+            let default = model::default_model();
+            let cpuid = with_topology(default.cpuid, index as u8, config.vcpus as u8);
+            let apic = Apic::new(index as u8, model::TSC_KHZ);
+            let mut sregs = reset::sregs();
+            sregs.apic_base = apic.base();
+            let cpu = Cpu {
+                sregs,
+                model: Arc::new(model::model(cpuid, default.vmx_msrs)),
+                xcr0: 1,
+                activity: if index == 0 {
+                    Activity::Active
+                } else {
+                    Activity::WaitForSipi
+                },
+                ..reset::cpu()
+            };
+            let mut processor = Processor::new(ram.share(), cpu, apic);
+            processor.outside.peers = config.vcpus > 1;
+            *processor.fxsave = engine.env().fxsave();
+            processor
         };
-        let processor = Processor::new(ram, cpu, Apic::new(0, model::TSC_KHZ));
+        let processors = (0..config.vcpus).map(processor).collect();
         let mut vm = Self {
             capabilities: capabilities(),
             engine,
-            processor,
+            processors,
+            current: 0,
+            turn: Turn::default(),
+            clock: GuestClock::new(model::TSC_KHZ),
         };
         vm.put();
         Ok(vm)
@@ -59,71 +84,18 @@ impl SoftVm {
 
     /// Whose behaviour the machine shows where KVM's and the SDM's differ: KVM's unless this says so.
     pub fn set_personality(&mut self, personality: Personality) {
-        Arc::make_mut(&mut self.processor.cpu.model).personality = personality;
-    }
-
-    /// The processor's registers back into the engine.
-    fn put(&mut self) {
-        sync_out(&mut self.processor, self.engine.env_mut());
-    }
-
-    /// Runs up to absolute counts of instructions and nested events.
-    fn run_to(
-        &mut self,
-        last_instruction: u64,
-        last_event: u64,
-        until: Option<Instant>,
-    ) -> Result<Exit> {
-        self.processor.event_limit = last_event;
-        let (mut idle_calls, mut executed_at_call) = (0, self.engine.env().executed());
-        loop {
-            if let Some(exit) = self.processor.boundary() {
-                self.put();
-                return Ok(exit);
-            }
-            self.put();
-            let executed = self.engine.env().executed();
-            if executed >= last_instruction
-                || self.processor.event_count >= last_event
-                || until.is_some_and(|until| Instant::now() >= until)
-            {
-                return Ok(Exit::Budget);
-            }
-            let slice = if until.is_some() {
-                executed.saturating_add(TIME_SLICE)
-            } else {
-                u64::MAX
-            };
-            let mut runner = Runner {
-                processor: &mut self.processor,
-                last_instruction: last_instruction.min(slice),
-                last_event,
-                exit: None,
-                calls: 0,
-                idle_calls,
-                executed_at_call,
-            };
-            let budget = runner.deadline(executed).saturating_sub(executed);
-            let reason = self
-                .engine
-                .run(&mut runner, budget)
-                .map_err(|e| BackendError::Other(format!("execution engine: {e}")))?;
-            let exit = runner.exit.take();
-            (idle_calls, executed_at_call) = (runner.idle_calls, runner.executed_at_call);
-            let native = self.engine.env().executed() > self.processor.executed_at_sync;
-            sync_in(&mut self.processor, self.engine.env());
-            match (reason, exit) {
-                (StopReason::Machine, Some(Exit::Budget))
-                | (StopReason::Budget | StopReason::Requested, None) => {
-                    // What was waiting for one instruction has had it.
-                    if native {
-                        self.processor.instruction_ran_natively();
-                    }
-                }
-                (_, Some(exit)) => return Ok(exit),
-                (StopReason::Machine, None) => {}
-            }
+        for processor in &mut self.processors {
+            Arc::make_mut(&mut processor.cpu.model).personality = personality;
         }
+    }
+
+    fn processor(&mut self) -> &mut Processor {
+        &mut self.processors[self.current]
+    }
+
+    /// Runs one vCPU: [`Vcpu::run`], which both traits' names would hide.
+    pub fn run(&mut self, budget: Budget) -> Result<Exit> {
+        Vcpu::run(self, budget)
     }
 }
 
@@ -136,45 +108,6 @@ fn hide_features(env: &mut Env) {
     env.set_features(FeatureWord::Leaf7Ebx, ebx);
     let ecx = env.features(FeatureWord::Leaf7Ecx) & !PKU;
     env.set_features(FeatureWord::Leaf7Ecx, ecx);
-}
-
-fn reset_cpu() -> Cpu {
-    let mut cpu = Cpu::default();
-    cpu.regs.rip = 0xfff0;
-    cpu.regs.rflags = 2;
-    cpu
-}
-
-/// Segments and control registers after RESET (SDM Vol. 3A "Processor State After Reset").
-fn reset_sregs() -> Sregs {
-    let segment = |ar, selector, base| Segment {
-        selector,
-        base,
-        limit: 0xffff,
-        ar: AccessRights::from_bits_retain(ar),
-    };
-    let data = segment(0x93, 0, 0);
-    Sregs {
-        es: data,
-        cs: segment(0x9b, 0xf000, 0xffff_0000),
-        ss: data,
-        ds: data,
-        fs: data,
-        gs: data,
-        ldtr: segment(0x82, 0, 0),
-        tr: segment(0x8b, 0, 0),
-        gdtr: nvmx_core::x86::DescriptorTable {
-            base: 0,
-            limit: 0xffff,
-        },
-        idtr: nvmx_core::x86::DescriptorTable {
-            base: 0,
-            limit: 0xffff,
-        },
-        cr0: 0x6000_0010,
-        apic_base: 0xfee0_0900,
-        ..Sregs::default()
-    }
 }
 
 fn capabilities() -> Capabilities {
@@ -213,19 +146,18 @@ impl Vm for SoftVm {
     }
 
     fn memory_size(&self) -> u64 {
-        self.processor.ram.size()
+        self.processors[0].ram.size()
     }
 
     fn read_memory(&mut self, address: L1Phys, buffer: &mut [u8]) -> Result<()> {
-        Ok(self.processor.ram.read(address, buffer)?)
+        Ok(self.processor().ram.read(address, buffer)?)
     }
 
     fn write_memory(&mut self, address: L1Phys, bytes: &[u8]) -> Result<()> {
-        self.processor.ram.write(address, bytes)?;
+        let ram = &self.processors[self.current].ram;
+        ram.write(address, bytes)?;
         let env = self.engine.env_mut();
-        self.processor
-            .ram
-            .take_written(|address, length| env.host_wrote(address, length));
+        ram.take_written(|address, length| env.host_wrote(address, length));
         Ok(())
     }
 
@@ -240,42 +172,79 @@ impl Vm for SoftVm {
     }
 
     fn vcpu_count(&self) -> usize {
-        1
+        self.processors.len()
     }
 
     fn vcpu(&mut self, index: usize) -> &mut dyn Vcpu {
-        assert_eq!(index, 0, "the soft backend has one vCPU");
+        assert!(index < self.processors.len(), "there is no vCPU {index}");
+        self.switch_to(index);
         self
     }
+
+    fn run(&mut self, budget: Budget) -> Result<(usize, Exit)> {
+        if self.processors.len() == 1 {
+            return Ok((0, Vcpu::run(self, budget)?));
+        }
+        if let Some(index) = self
+            .processors
+            .iter()
+            .position(|p| p.pending_read.is_some())
+        {
+            return Err(read_waits(index));
+        }
+        self.set_together(true);
+        self.run_together(&budget)
+    }
+
+    fn now(&mut self) -> Option<u64> {
+        let (tick, _) = self.processors[self.current].time();
+        Some(self.clock.ns(tick))
+    }
+
+    fn signal_msi(&mut self, address: u64, data: u32) -> Result<bool> {
+        Ok(self.message(address, data))
+    }
+}
+
+fn read_waits(index: usize) -> BackendError {
+    state::refused(
+        format!("run of vCPU {index}"),
+        "an IN or a load waits for its value: call complete_read first",
+    )
 }
 
 impl Vcpu for SoftVm {
     fn state(&mut self, parts: Parts) -> Result<CpuState> {
-        Ok(state::read(&self.processor, self.engine.env(), parts))
+        let processor = &self.processors[self.current];
+        Ok(state::read(processor, self.engine.env(), parts))
     }
 
     fn set_state(&mut self, new: &CpuState) -> Result<()> {
-        let result = state::write(&mut self.processor, self.engine.env_mut(), new);
+        let processor = &mut self.processors[self.current];
+        let result = state::write(processor, self.engine.env_mut(), new);
+        // Guest time runs by the first processor's clock.
+        let (tick, _) = processor.time();
+        self.clock.set_khz(self.processors[0].tsc_khz, tick);
         self.put();
         result
     }
 
     fn nested_state(&mut self) -> Result<NestedState> {
-        Ok(nested::get(&mut self.processor))
+        Ok(nested::get(self.processor()))
     }
 
     fn set_nested_state(&mut self, new: &NestedState) -> Result<()> {
-        let result = nested::set(&mut self.processor, new);
+        let result = nested::set(self.processor(), new);
         self.put();
         result
     }
 
     fn try_nested_bytes(&mut self, bytes: &[u8]) -> Result<i32> {
-        Ok(nested::answer(&self.processor, bytes))
+        Ok(nested::answer(self.processor(), bytes))
     }
 
     fn level(&mut self) -> Result<Level> {
-        Ok(if self.processor.in_l2() {
+        Ok(if self.processor().in_l2() {
             Level::L2
         } else {
             Level::L1
@@ -283,23 +252,24 @@ impl Vcpu for SoftVm {
     }
 
     fn run(&mut self, budget: Budget) -> Result<Exit> {
-        if self.processor.pending_read.is_some() {
-            return Err(state::refused(
-                "run",
-                "an IN or a load waits for its value: call complete_read first",
-            ));
+        if self.processor().pending_read.is_some() {
+            return Err(read_waits(self.current));
         }
+        self.set_together(false);
         let executed = self.engine.env().executed();
-        let last_instruction = budget
-            .instructions
-            .map_or(u64::MAX, |n| executed.saturating_add(n));
+        let until = budget.until.map_or(u64::MAX, |ns| self.clock.tick(ns));
+        let processor = self.processor();
+        processor.until = until;
         let last_event = budget
             .nested_events
-            .map_or(u64::MAX, |n| self.processor.event_count.saturating_add(n));
-        let until = budget
-            .time
-            .map(|limit| Instant::now() + limit.min(Duration::from_secs(1 << 32)));
-        self.run_to(last_instruction, last_event, until)
+            .map_or(u64::MAX, |n| processor.event_count.saturating_add(n));
+        self.run_to(Limits {
+            last_instruction: budget
+                .instructions
+                .map_or(u64::MAX, |n| executed.saturating_add(n)),
+            last_event,
+            give_up: give_up(&budget),
+        })
     }
 
     fn step(&mut self) -> Result<Exit> {
@@ -310,20 +280,21 @@ impl Vcpu for SoftVm {
     }
 
     fn complete_read(&mut self, value: u64) -> Result<()> {
-        let Some(pending) = self.processor.pending_read.take() else {
+        let processor = self.processor();
+        let Some(pending) = processor.pending_read.take() else {
             return Err(state::refused("complete_read", "no read waits for a value"));
         };
         let (outcome, length) = match pending {
             PendingRead::Io { size, instruction } => (
-                self.processor.complete_in(&instruction, size, value),
+                processor.complete_in(&instruction, size, value),
                 instruction.len(),
             ),
             PendingRead::Mmio { size, instruction } => (
-                self.processor.complete_load(&instruction, size, value),
+                processor.complete_load(&instruction, size, value),
                 instruction.len(),
             ),
         };
-        let exit = self.processor.settle(outcome, length);
+        let exit = processor.settle(outcome, length);
         self.put();
         match exit {
             None => Ok(()),
@@ -332,13 +303,12 @@ impl Vcpu for SoftVm {
     }
 
     fn inject(&mut self, event: Event) -> Result<()> {
+        let processor = self.processor();
         match event.kind {
-            EventKind::ExternalInterrupt => self.processor.apic.accept(event.vector, false),
-            EventKind::Nmi => {
-                self.processor.cpu.nmi_pending = (self.processor.cpu.nmi_pending + 1).min(2)
-            }
+            EventKind::ExternalInterrupt => processor.apic.accept(event.vector, false),
+            EventKind::Nmi => processor.cpu.nmi_pending = (processor.cpu.nmi_pending + 1).min(2),
             EventKind::HardwareException => {
-                self.processor.cpu.pending_exception = Some(Exception {
+                processor.cpu.pending_exception = Some(Exception {
                     vector: event.vector,
                     error_code: event.error_code,
                     payload: event.payload,
@@ -355,16 +325,39 @@ impl Vcpu for SoftVm {
         Ok(())
     }
 
+    fn set_interrupt_line(&mut self, asserted: bool) -> Result<()> {
+        self.processor().outside.interrupt_line = asserted;
+        self.put();
+        Ok(())
+    }
+
+    fn acknowledge_interrupt(&mut self, vector: u8) -> Result<()> {
+        if self
+            .processor()
+            .outside
+            .pic_vector
+            .replace(vector)
+            .is_some()
+        {
+            return Err(state::refused(
+                "acknowledge_interrupt",
+                "a vector of the PIC waits already",
+            ));
+        }
+        self.put();
+        Ok(())
+    }
+
     fn executed_instructions(&mut self) -> Option<u64> {
         Some(self.engine.env().executed())
     }
 
     fn drain_nested_events(&mut self, events: &mut Vec<NestedEvent>) -> Result<()> {
-        events.append(&mut self.processor.events);
+        events.append(&mut self.processor().events);
         Ok(())
     }
 
     fn lost_nested_events(&mut self) -> u64 {
-        std::mem::take(&mut self.processor.lost_events)
+        std::mem::take(&mut self.processor().lost_events)
     }
 }

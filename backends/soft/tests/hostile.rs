@@ -32,6 +32,7 @@ fn name(exit: &Exit) -> &'static str {
         Exit::MmioRead { .. } | Exit::MmioWrite { .. } => "MMIO",
         Exit::Hlt => "HLT",
         Exit::Shutdown => "shutdown",
+        Exit::InterruptWindow | Exit::IoApicEoi { .. } => "interrupt",
         Exit::Budget | Exit::Stepped => "budget",
         Exit::FailEntry { .. } => "entry",
         // The memory that they are read from is the guest's to spoil.

@@ -211,7 +211,7 @@ fn impossible_memory_sizes_are_refused() {
     }
     assert!(
         SoftVm::new(&VmConfig {
-            vcpus: 2,
+            vcpus: 9,
             ..VmConfig::default()
         })
         .is_err()

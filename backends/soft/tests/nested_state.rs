@@ -13,9 +13,7 @@ use nvmx_core::vmx::capability::{Capability, KVM_6_1_ICELAKE};
 use nvmx_core::vmx::controls::{Primary, Secondary};
 use nvmx_core::x86::control::{cr0, cr4, efer};
 use nvmx_core::x86::ownership::Level;
-use nvmx_core::x86::{
-    AccessRights, CpuState, DebugRegs, MpState, Regs, Segment, Sregs, VcpuEvents, msr,
-};
+use nvmx_core::x86::{AccessRights, CpuState, DebugRegs, Regs, Segment, Sregs, VcpuEvents, msr};
 use nvmx_examples::guests;
 use nvmx_soft::SoftVm;
 
@@ -365,7 +363,7 @@ fn an_l2_with_a_missing_control_does_not_run() {
 
 /// What the model has no answer to ends the run instead of going wrong.
 #[test]
-fn smm_sipi_and_breakpoints_are_unsupported() {
+fn smm_and_breakpoints_are_unsupported() {
     let events = |smi_pending| VcpuEvents {
         smi_pending,
         ..VcpuEvents::default()
@@ -379,13 +377,6 @@ fn smm_sipi_and_breakpoints_are_unsupported() {
             "SMI",
             CpuState {
                 events: Some(events(true)),
-                ..CpuState::default()
-            },
-        ),
-        (
-            "wait-for-SIPI",
-            CpuState {
-                mp_state: Some(MpState::InitReceived),
                 ..CpuState::default()
             },
         ),

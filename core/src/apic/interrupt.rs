@@ -15,7 +15,7 @@ impl Apic {
         })
     }
 
-    fn bit(&self, offset: u16, vector: u8) -> bool {
+    pub(super) fn bit(&self, offset: u16, vector: u8) -> bool {
         self.get(offset + u16::from(vector >> 5) * 0x10) & 1 << (vector & 31) != 0
     }
 
@@ -49,6 +49,13 @@ impl Apic {
         }
         let vector = self.highest(IRR)?;
         (u32::from(vector) & 0xf0 > self.processor_priority() & 0xf0).then_some(vector)
+    }
+
+    /// Priority for the choice among the destinations of a lowest-priority interrupt; `None` for an APIC
+    /// that takes none.
+    #[must_use]
+    pub fn arbitration_priority(&self) -> Option<u32> {
+        (self.is_enabled() && self.is_software_enabled()).then(|| self.processor_priority())
     }
 
     /// Takes [`Apic::pending_interrupt`] from IRR to ISR.

@@ -23,6 +23,40 @@ pub enum Received {
 const SHORTHAND_SELF: u64 = 1;
 const SHORTHAND_ALL: u64 = 2;
 const SHORTHAND_OTHERS: u64 = 3;
+/// Delivery modes: bits 10:8.
+const LOWEST_PRIORITY: u64 = 1;
+const INIT: u64 = 5;
+const LEVEL_TRIGGERED: u64 = 1 << 15;
+
+/// Whether the command goes to one of its destinations, the one with the lowest priority.
+#[must_use]
+pub const fn is_lowest_priority(command: u64) -> bool {
+    command >> 8 & 7 == LOWEST_PRIORITY
+}
+
+/// The interrupt command that a message on the bus is (SDM Vol. 3A "Message Address Register Format",
+/// "Message Data Register Format"), for [`Apic::receive`]; `None` if it is no interrupt message.
+#[must_use]
+pub const fn message_command(address: u64, data: u32) -> Option<u64> {
+    if address >> 20 != 0xfee {
+        return None;
+    }
+    let destination = address >> 12 & 0xff;
+    // A broadcast reaches APICs in x2APIC mode too.
+    let destination = if destination == 0xff {
+        u32::MAX as u64
+    } else {
+        destination
+    };
+    let logical = address >> 2 & 1;
+    let redirect = address >> 3 & 1;
+    // Vector, delivery mode, level and trigger mode stand where the ICR has them.
+    let mut command = data as u64 & 0xc7ff | logical << 11 | destination << 32;
+    if redirect & logical == 1 && command >> 8 & 7 == 0 {
+        command |= LOWEST_PRIORITY << 8;
+    }
+    Some(command)
+}
 
 impl Apic {
     /// A write of the ICR's low half; the high half is in its register.
@@ -37,7 +71,11 @@ impl Apic {
         } else {
             high >> 24
         };
-        let command = low | u64::from(destination) << 32;
+        let mut command = low | u64::from(destination) << 32;
+        if command >> 8 & 7 != INIT {
+            // The trigger mode means something for INIT alone.
+            command &= !LEVEL_TRIGGERED;
+        }
         if low >> 18 & 3 == SHORTHAND_SELF {
             // Only fixed delivery may use this shorthand.
             self.accept(low as u8, false);
@@ -89,16 +127,19 @@ impl Apic {
         }
         let vector = command as u8;
         let asserted = command & 1 << 14 != 0;
-        let level_triggered = command & 1 << 15 != 0;
+        let level_triggered = command & LEVEL_TRIGGERED != 0;
         match command >> 8 & 7 {
-            0 | 1 => {
-                self.accept(vector, false);
+            0 | LOWEST_PRIORITY => {
+                // The end of a level is no interrupt.
+                if asserted || !level_triggered {
+                    self.accept(vector, level_triggered);
+                }
                 Received::Nothing
             }
             2 => Received::Smi,
             4 => Received::Nmi,
             // INIT level de-assert does nothing on processors with a local x2APIC or xAPIC.
-            5 if asserted || !level_triggered => Received::Init,
+            INIT if asserted || !level_triggered => Received::Init,
             6 => Received::Startup(vector),
             _ => Received::Nothing,
         }

@@ -14,7 +14,7 @@ mod timer;
 #[cfg(test)]
 mod tests;
 
-pub use ipi::Received;
+pub use ipi::{Received, is_lowest_priority, message_command};
 
 use registers::{
     BASE_BSP, BASE_ENABLE, BASE_X2APIC, CURRENT_COUNT, DFR, ICR, ID, LDR, LVT, LVT_LINT0, MASKED,

@@ -1,7 +1,7 @@
 //! The APIC timer: one-shot, periodic, TSC-deadline (SDM Vol. 3A "APIC Timer").
 
 use super::Apic;
-use super::registers::{CURRENT_COUNT, DIVIDE, INITIAL_COUNT, LVT_TIMER, MASKED};
+use super::registers::{CURRENT_COUNT, DIVIDE, INITIAL_COUNT, IRR, LVT_TIMER, MASKED};
 use serde::{Deserialize, Serialize};
 
 /// KVM's floor for the period of a periodic timer (`min_timer_period_us` is 200), in nanoseconds.
@@ -56,6 +56,16 @@ impl Apic {
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
         self.timer.deadline
+    }
+
+    /// Whether an expiry would make an interrupt that does not wait already.
+    #[must_use]
+    pub fn timer_can_interrupt(&self) -> bool {
+        let entry = self.get(LVT_TIMER);
+        entry & MASKED == 0
+            && self.is_enabled()
+            && self.is_software_enabled()
+            && !self.bit(IRR, entry as u8)
     }
 
     /// Lets the timer expire as often as `now` says. Expiries that were missed become one interrupt,

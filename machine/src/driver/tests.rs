@@ -72,7 +72,7 @@ impl Vcpu for Script {
         Ok(self.exits.pop_front().unwrap_or(Exit::Hlt))
     }
     fn step(&mut self) -> Result<Exit> {
-        self.run(Budget::UNLIMITED)
+        Vcpu::run(self, Budget::UNLIMITED)
     }
     fn complete_read(&mut self, value: u64) -> Result<()> {
         self.reads.push(value);

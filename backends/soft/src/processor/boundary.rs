@@ -22,9 +22,10 @@ impl Processor {
         if let Some(exit) = self.cannot_run() {
             return Some(exit);
         }
+        if let Some(vector) = self.outside.eoi.take() {
+            return Some(Exit::IoApicEoi { vector });
+        }
         self.enter_virtual_apic();
-        // The timer that a sleeping processor is woken by; `None` before it sleeps.
-        let mut alarm = None;
         while self.event_count < self.event_limit {
             self.apic.poll(self.cpu.tsc.l1());
             match self.next_event() {
@@ -32,13 +33,17 @@ impl Processor {
                 Next::Again => {}
                 Next::User(exit) => return Some(exit),
                 Next::Idle => {
-                    let Some(deadline) = self.next_alarm(alarm) else {
+                    if self.outside.together {
                         return Some(Exit::Hlt);
+                    }
+                    let alarm = match self.next_alarm() {
+                        None if self.until == u64::MAX => return Some(Exit::Hlt),
+                        alarm => alarm.unwrap_or(u64::MAX),
                     };
-                    alarm = Some(deadline);
-                    let skipped = deadline.saturating_sub(self.cpu.tsc.l1());
-                    self.idle_ticks = self.idle_ticks.wrapping_add(skipped);
-                    self.cpu.tsc.ticks = self.cpu.tsc.ticks.wrapping_add(skipped);
+                    self.sleep_until(alarm.min(self.until));
+                    if alarm >= self.until {
+                        return Some(Exit::Budget);
+                    }
                 }
             }
         }
@@ -62,11 +67,6 @@ impl Processor {
         if self.cpu.smi_pending {
             return unsupported("SMI, SDM Vol. 3C \"System Management Mode\"");
         }
-        if self.cpu.activity == Activity::WaitForSipi {
-            return unsupported(
-                "wait-for-SIPI, SDM Vol. 3A \"Multiple-Processor (MP) Initialization\"",
-            );
-        }
         if self.pdptes_stale {
             self.pdptes_stale = false;
             if !entry::reload_pdptes(&mut self.cpu, &self.ram) {
@@ -84,24 +84,30 @@ impl Processor {
         None
     }
 
-    /// When a sleeping processor is to be looked at next. A timer of the APIC that has fired once and
-    /// did not wake it (masked, or RFLAGS.IF is clear) never will: what is left then is L2's
-    /// VMX-preemption timer, and after that nothing.
-    fn next_alarm(&self, last: Option<u64>) -> Option<u64> {
-        let Some(last) = last else {
-            return self.next_deadline();
-        };
+    /// The tick at which a timer wakes the sleeping processor, or may: one of the APIC whose interrupt
+    /// is masked or waits already changes nothing when it fires. In wait-for-SIPI no timer wakes it (SDM
+    /// Vol. 3C "VMX-Preemption Timer").
+    pub(crate) fn next_alarm(&self) -> Option<u64> {
+        if self.cpu.activity == Activity::WaitForSipi {
+            return None;
+        }
         let preemption = self
             .in_l2()
             .then(|| entry::preemption_timer_expiry(&self.cpu))
             .flatten();
-        preemption.filter(|&expiry| expiry > last)
+        let timer = self
+            .apic
+            .next_deadline()
+            .filter(|_| self.apic.timer_can_interrupt());
+        let deadline = match (timer, preemption) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let tsc = self.cpu.tsc;
+        deadline.map(|deadline| tsc.ticks.saturating_add(deadline.saturating_sub(tsc.l1())))
     }
 
     fn next_event(&mut self) -> Next {
-        if self.cpu.activity == Activity::Shutdown {
-            return Next::User(Exit::Shutdown);
-        }
         if self.cpu.triple_fault_pending {
             return Next::from(self.triple_fault());
         }
@@ -120,6 +126,15 @@ impl Processor {
         // so do exits induced by the TPR threshold; both follow the delivery of an event.
         if let Some(exit) = self.virtual_apic_trap() {
             return self.reflect(exit);
+        }
+        if let Some(next) = self.startup_events() {
+            return next;
+        }
+        match self.cpu.activity {
+            // All else is blocked (SDM Vol. 3C "Activity State").
+            Activity::WaitForSipi => return Next::Idle,
+            Activity::Shutdown if !self.in_l2() => return Next::User(Exit::Shutdown),
+            _ => {}
         }
         if let Some(exception) = self.cpu.pending_exception.take() {
             return Next::from(self.raise(Event::exception(exception)));
@@ -193,6 +208,10 @@ impl Processor {
     }
 
     fn external_interrupt(&mut self) -> Option<Next> {
+        if self.cpu.activity == Activity::Shutdown {
+            // L2's: neither they nor their window wake it (SDM Vol. 3C "Activity State").
+            return None;
+        }
         if self.in_l2()
             && let Some(exit) = self.intercepts.interrupt_window(&self.cpu)
         {
@@ -205,10 +224,9 @@ impl Processor {
             return Some(Next::from(self.deliver(event)));
         }
         let exits = self.in_l2() && self.intercepts.wants_external_interrupts();
-        if !open && !exits {
+        if !open && !exits || !self.interrupt_waits() {
             return None;
         }
-        self.apic.pending_interrupt()?;
         if exits {
             // External interrupts exit whatever RFLAGS.IF says (SDM Vol. 3C "Changes to the Blocking
             // of Events"); the instruction after STI or MOV SS is left to run first.
@@ -220,7 +238,10 @@ impl Processor {
                 return None;
             }
             let vector = if self.intercepts.acknowledges_interrupts() {
-                self.apic.acknowledge()
+                match self.acknowledge_interrupt() {
+                    Ok(vector) => vector,
+                    Err(exit) => return Some(Next::User(exit)),
+                }
             } else {
                 None
             };
@@ -234,8 +255,10 @@ impl Processor {
             }
             return Some(self.reflect(VmExit::external_interrupt(vector)));
         }
-        let vector = self.apic.acknowledge()?;
-        Some(Next::from(self.deliver(Event::interrupt(vector))))
+        match self.acknowledge_interrupt() {
+            Ok(vector) => Some(Next::from(self.deliver(Event::interrupt(vector?)))),
+            Err(exit) => Some(Next::User(exit)),
+        }
     }
 
     /// Whether a maskable interrupt could be delivered now.
@@ -253,7 +276,7 @@ impl Processor {
             && self
                 .primary_controls()
                 .contains(Primary::INTERRUPT_WINDOW_EXITING);
-        (window || self.virtual_apic.recognized || self.apic.pending_interrupt().is_some())
+        (window || self.virtual_apic.recognized || self.interrupt_waits())
             && !self.interrupts_open()
     }
 
@@ -269,7 +292,7 @@ impl Processor {
                     && (self
                         .primary_controls()
                         .contains(Primary::NMI_WINDOW_EXITING)
-                        || self.apic.pending_interrupt().is_some())))
+                        || self.interrupt_waits())))
     }
 
     /// L1's TSC at which a timer does something next.
@@ -289,14 +312,14 @@ impl Processor {
         self.intercepts.primary
     }
 
-    fn reflect(&mut self, exit: VmExit) -> Next {
+    pub(super) fn reflect(&mut self, exit: VmExit) -> Next {
         self.exit_to_l1(&exit);
         Next::Again
     }
 }
 
 /// What the boundary found.
-enum Next {
+pub(super) enum Next {
     /// Nothing: the next instruction may run.
     Run,
     /// Something was done; look again.

@@ -7,7 +7,7 @@ use super::{Done, Outcome, PendingRead, Processor, Trap, unsupported};
 use crate::decode;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
-use nvmx_core::apic::{ApicEffect, Received};
+use nvmx_core::apic::{ApicEffect, is_lowest_priority};
 use nvmx_core::paging::{Access, AccessKind};
 use nvmx_core::vcpu::Exit;
 use nvmx_core::x86::Exception;
@@ -230,20 +230,22 @@ impl Processor {
     /// What the APIC asks of the machine after a write.
     pub(super) fn apic_effect(&mut self, effect: ApicEffect) -> Result<(), Trap> {
         match effect {
-            ApicEffect::None | ApicEffect::Timer | ApicEffect::EndOfInterrupt(_) => Ok(()),
-            // One processor: an IPI reaches the sender, or nobody.
-            ApicEffect::Ipi(command) => match self.apic.receive(command, true) {
-                Received::Nothing | Received::Startup(_) => Ok(()),
-                Received::Nmi => {
-                    self.cpu.nmi_pending = (self.cpu.nmi_pending + 1).min(2);
-                    Ok(())
+            ApicEffect::None | ApicEffect::Timer => {}
+            // Told to user space at the boundary behind the instruction.
+            ApicEffect::EndOfInterrupt(vector) => self.outside.eoi = Some(vector),
+            ApicEffect::Ipi(command) => {
+                if self.outside.peers {
+                    self.outside.outbox = Some(command);
+                    self.outside.leave = true;
                 }
-                Received::Smi => Err(unsupported("SMI, SDM Vol. 3C \"System Management Mode\"")),
-                Received::Init => Err(unsupported(
-                    "INIT to the sender, SDM Vol. 3A \"Processor Initialization\"",
-                )),
-            },
+                // Lowest priority is for one of all, whom the machine picks.
+                let picked = self.outside.peers && is_lowest_priority(command);
+                if !picked && let Some(exit) = self.receive(command, true) {
+                    return Err(Trap::User(exit));
+                }
+            }
         }
+        Ok(())
     }
 
     fn logic_flags(&mut self, result: u64, size: u8) {

@@ -16,11 +16,13 @@ mod io;
 mod mmio;
 mod mmu;
 mod operands;
+mod outside;
 mod syscall;
 mod system;
 mod vmx;
 
 pub(crate) use mmu::kind;
+pub(crate) use outside::Outside;
 
 use crate::decode;
 use crate::engine::{Intercept, Special};
@@ -151,6 +153,12 @@ pub(crate) struct Processor {
     pub(crate) event_count: u64,
     /// Nothing that could make another event happens between instructions once there are this many.
     pub(crate) event_limit: u64,
+    /// The run comes back when the machine's time is at this tick.
+    pub(crate) until: u64,
+    /// What comes from outside.
+    pub(crate) outside: Outside,
+    /// x87 and SSE state, while another processor is in the engine.
+    pub(crate) fxsave: Box<[u8; 512]>,
     /// Ticks that passed without an instruction: in HLT.
     pub(crate) idle_ticks: u64,
     /// The engine's count of instructions when it last got the processor's state.
@@ -192,6 +200,9 @@ impl Processor {
             events: Vec::with_capacity(256),
             event_count: 0,
             event_limit: u64::MAX,
+            until: u64::MAX,
+            outside: Outside::default(),
+            fxsave: Box::new([0; 512]),
             idle_ticks: 0,
             executed_at_sync: 0,
             one_instruction: false,

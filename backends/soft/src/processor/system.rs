@@ -200,6 +200,8 @@ impl Processor {
     /// PAUSE.
     pub(super) fn pause(&mut self, instruction: &Instruction) -> Outcome {
         self.exit_if(self.intercepts.pause(instruction.len() as u32))?;
+        // Whoever spins waits for another.
+        self.outside.leave |= self.outside.together;
         Ok(Done::Retired)
     }
 
