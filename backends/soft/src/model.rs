@@ -2,11 +2,11 @@
 //! and VMX as KVM 6.1 showed it to L1 in the lab.
 
 use nvmx_core::cpu::{Model, Personality};
+use nvmx_core::profiles::{self, cr4_fixed1};
 use nvmx_core::vmx::capability::{KVM_6_1_ICELAKE, MSR_COUNT};
 use nvmx_core::vmx::controls::PinBased;
 use nvmx_core::vmx::entry::unsupported_controls;
-use nvmx_core::x86::control::cr4;
-use nvmx_core::x86::cpuid::{self, CpuidEntry};
+use nvmx_core::x86::cpuid::CpuidEntry;
 use nvmx_core::x86::msr;
 
 /// TSC frequency in kHz: one tick is one nanosecond.
@@ -44,14 +44,7 @@ pub(crate) fn default_cpuid() -> Vec<CpuidEntry> {
 
 /// The model that follows from CPUID and the capability MSRs.
 pub(crate) fn model(cpuid: Vec<CpuidEntry>, vmx_msrs: [u64; MSR_COUNT]) -> Model {
-    let linear = (cpuid::lookup(&cpuid, 0x8000_0008, 0)[0] >> 8 & 0xff) as u8;
-    Model {
-        physical_address_width: cpuid::physical_address_width(&cpuid),
-        linear_address_width: if linear == 57 { 57 } else { 48 },
-        cpuid,
-        vmx_msrs,
-        personality: Personality::Kvm,
-    }
+    profiles::model(cpuid, vmx_msrs, Personality::Kvm)
 }
 
 /// What KVM offers in the lab, less the controls that the model does not carry out, and with posted
@@ -77,42 +70,6 @@ pub(crate) fn default_vmx_msrs() -> [u64; MSR_COUNT] {
     msrs
 }
 
-/// IA32_VMX_CR4_FIXED1 as it follows from CPUID: the bits of CR4 that the processor has. KVM computes it
-/// so (`nested_vmx_cr_fixed1_bits_update`) and takes no other value.
-fn cr4_fixed1(cpuid: &[CpuidEntry]) -> u64 {
-    const EBX: usize = 1;
-    const ECX: usize = 2;
-    const EDX: usize = 3;
-    const FOLLOWS: &[(u64, u32, usize, u32)] = &[
-        (cr4::VME, 1, EDX, 1),
-        (cr4::PVI, 1, EDX, 1),
-        (cr4::TSD, 1, EDX, 4),
-        (cr4::DE, 1, EDX, 2),
-        (cr4::PSE, 1, EDX, 3),
-        (cr4::PAE, 1, EDX, 6),
-        (cr4::MCE, 1, EDX, 7),
-        (cr4::PGE, 1, EDX, 13),
-        (cr4::OSFXSR, 1, EDX, 24),
-        (cr4::OSXMMEXCPT, 1, EDX, 25),
-        (cr4::VMXE, 1, ECX, 5),
-        (cr4::SMXE, 1, ECX, 6),
-        (cr4::PCIDE, 1, ECX, 17),
-        (cr4::OSXSAVE, 1, ECX, 26),
-        (cr4::FSGSBASE, 7, EBX, 0),
-        (cr4::SMEP, 7, EBX, 7),
-        (cr4::SMAP, 7, EBX, 20),
-        (cr4::PKE, 7, ECX, 3),
-        (cr4::UMIP, 7, ECX, 2),
-        (cr4::LA57, 7, ECX, 16),
-    ];
-    FOLLOWS
-        .iter()
-        .filter(|(_, leaf, register, bit)| {
-            cpuid::lookup(cpuid, *leaf, 0)[*register] >> bit & 1 != 0
-        })
-        .fold(cr4::PCE, |bits, (bit, ..)| bits | bit)
-}
-
 /// The default model.
 pub(crate) fn default_model() -> Model {
     let cpuid = default_cpuid();
@@ -124,10 +81,30 @@ pub(crate) fn default_model() -> Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nvmx_core::profiles::features::{Feature, is_executed};
 
     #[test]
     fn cr4_of_the_default_model_is_what_kvm_computes_from_its_cpuid() {
         // What KVM 6.1 in the lab held for this CPUID.
         assert_eq!(cr4_fixed1(&default_cpuid()), 0x3127ff);
+    }
+
+    /// A profile cut down for this backend keeps every feature that the default model has.
+    #[test]
+    fn what_the_default_model_has_is_in_the_table_of_what_is_executed() {
+        for entry in default_cpuid() {
+            let registers = [entry.eax, entry.ebx, entry.ecx, entry.edx];
+            for (number, register) in registers.into_iter().enumerate() {
+                for bit in (0..32).filter(|bit| register >> bit & 1 != 0) {
+                    let feature = Feature {
+                        leaf: entry.leaf,
+                        subleaf: entry.subleaf,
+                        register: number,
+                        bit,
+                    };
+                    assert!(is_executed(feature), "{feature:x?}");
+                }
+            }
+        }
     }
 }

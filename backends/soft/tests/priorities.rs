@@ -9,6 +9,7 @@ use common::virtual_apic::*;
 use nvmx_core::vcpu::Vcpu;
 use nvmx_core::vmx::Field;
 use nvmx_core::vmx::controls::{PinBased, Primary, Secondary};
+use nvmx_core::vmx::exit::priority;
 use nvmx_core::x86::control::rflags;
 use nvmx_core::x86::{CpuState, Event};
 
@@ -106,6 +107,21 @@ impl Cause {
         }
     }
 
+    /// Its row in the table of priorities.
+    fn id(self) -> &'static str {
+        match self {
+            Self::Threshold => "tpr-threshold",
+            Self::MonitorTrap => "monitor-trap",
+            Self::Debug => "debug",
+            Self::Timer => "preemption-timer",
+            Self::NmiWindow => "nmi-window",
+            Self::Nmi => "nmi",
+            Self::InterruptWindow => "interrupt-window",
+            Self::VirtualInterrupt => "virtual-interrupt",
+            Self::External => "external-interrupt",
+        }
+    }
+
     fn reason(self) -> u32 {
         match self {
             Self::Threshold => reason::TPR_BELOW_THRESHOLD,
@@ -165,19 +181,39 @@ fn in_order(nest: &mut Nest, causes: &[Cause], rip: u64) {
     }
 }
 
+const ALL: [Cause; 9] = [
+    Cause::Threshold,
+    Cause::MonitorTrap,
+    Cause::Debug,
+    Cause::Timer,
+    Cause::NmiWindow,
+    Cause::Nmi,
+    Cause::InterruptWindow,
+    Cause::VirtualInterrupt,
+    Cause::External,
+];
+
+/// Every row of the table has its cause here, in the table's order; "injected" has a test of its own.
+#[test]
+fn the_causes_are_the_tables() {
+    let rows: Vec<_> = priority::BOUNDARY.iter().map(|row| row.id).collect();
+    let causes: Vec<_> = ALL.iter().map(|cause| cause.id()).collect();
+    assert_eq!(rows[0], "injected");
+    assert_eq!(rows[1..], causes);
+    for (row, cause) in priority::BOUNDARY[1..].iter().zip(ALL) {
+        if let Some(reason) = row.reason {
+            assert_eq!(u32::from(reason.0), cause.reason(), "{}", row.id);
+        }
+    }
+}
+
 #[test]
 fn exits_in_order() {
-    use Cause::*;
-    let all = [
-        Threshold,
-        MonitorTrap,
-        Debug,
-        Timer,
-        NmiWindow,
-        Nmi,
-        InterruptWindow,
-        External,
-    ];
+    // The one that is delivered has a test of its own.
+    let all: Vec<_> = ALL
+        .into_iter()
+        .filter(|cause| *cause != Cause::VirtualInterrupt)
+        .collect();
     // Any cause first, all that follow it behind.
     for first in 0..all.len() {
         let causes = &all[first..];

@@ -224,3 +224,64 @@ fn no_control_speaks_of_counters_that_are_not_there() {
         }
     }
 }
+
+/// A VM entry takes what a control may be from the profile's MSRs alone, the TRUE ones where they are.
+#[test]
+fn controls_outside_a_profile_are_refused() {
+    use crate::vmx::Field;
+    use crate::vmx::entry::checks::{self, Context};
+    use crate::vmx::entry::test_support as support;
+    const FIELDS: [(ControlField, Field, &str); 5] = [
+        (
+            ControlField::PinBased,
+            Field::PIN_BASED_VM_EXEC_CONTROL,
+            "control.pin.reserved",
+        ),
+        (
+            ControlField::Primary,
+            Field::CPU_BASED_VM_EXEC_CONTROL,
+            "control.primary.reserved",
+        ),
+        (
+            ControlField::Secondary,
+            Field::SECONDARY_VM_EXEC_CONTROL,
+            "control.secondary.reserved",
+        ),
+        (
+            ControlField::Exit,
+            Field::VM_EXIT_CONTROLS,
+            "control.exit.reserved",
+        ),
+        (
+            ControlField::Entry,
+            Field::VM_ENTRY_CONTROLS,
+            "control.entry.reserved",
+        ),
+    ];
+    let memory = support::memory();
+    for profile in ALL {
+        for model in [profile.model(), profile.for_soft().model] {
+            for (control, field, rule) in FIELDS {
+                let allowed = Capability::from(&model).allowed(control);
+                let rule = checks::find(rule).unwrap();
+                for bit in 0..32 {
+                    let mut vmcs12 = support::valid_vmcs12();
+                    let value = allowed.adjust(0) ^ 1 << bit;
+                    vmcs12.set(field, value);
+                    let context = Context {
+                        vmcs12: &vmcs12,
+                        model: &model,
+                        memory: &memory,
+                        current: None,
+                        l1_long_mode: true,
+                        smm: false,
+                    };
+                    let is_flexible =
+                        allowed.may_be_one >> bit & 1 != 0 && allowed.must_be_one >> bit & 1 == 0;
+                    let holds = (rule.holds)(&context);
+                    assert_eq!(holds, is_flexible, "{}: {field} bit {bit}", profile.name);
+                }
+            }
+        }
+    }
+}

@@ -5,6 +5,7 @@ mod forced;
 mod host_state;
 mod information;
 mod msr_lists;
+pub mod priority;
 pub mod qualification;
 mod reason;
 mod save;

@@ -27,7 +27,9 @@ pub use conventions::{VmxResult, complete};
 pub use error::InstructionError;
 pub use execution::{Instruction, Operands, check_execution};
 pub use invalidation::{invept, invvpid};
-pub(crate) use pointer::{page_address_is_valid, physical_address_is_valid};
+pub(crate) use pointer::{
+    page_address_is_valid, physical_address_is_valid, structure_address_is_valid,
+};
 pub use pointer::{vmclear, vmptrld, vmptrst};
 pub use vmfunc::{vmcall, vmfunc};
 pub use vmxon::{vmxoff, vmxon};

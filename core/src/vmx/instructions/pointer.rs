@@ -15,9 +15,16 @@ const SHADOW_INDICATOR: u32 = 1 << 31;
 /// Where KVM keeps the launch state in a vmcs12.
 const LAUNCH_STATE_OFFSET: u64 = 8;
 
-/// Whether a 4-KiB structure can be there: aligned, no bits beyond the physical-address width.
+/// Whether a 4-KiB structure can be there: aligned, no bits beyond the width of addresses of such.
 pub(crate) const fn page_address_is_valid(model: &Model, address: L1Phys) -> bool {
-    address.is_aligned(PAGE_SIZE) && physical_address_is_valid(model, address)
+    address.is_aligned(PAGE_SIZE) && structure_address_is_valid(model, address)
+}
+
+/// Whether a structure of VMX can be there: no bits beyond the physical-address width, and beyond 32 bits
+/// where IA32_VMX_BASIC\[48\] says so (SDM appendix A.1 "Basic VMX Information").
+pub(crate) const fn structure_address_is_valid(model: &Model, address: L1Phys) -> bool {
+    let is_narrow = Capability::new(&model.vmx_msrs).addresses_are_32_bit();
+    physical_address_is_valid(model, address) && !(is_narrow && address.0 >> 32 != 0)
 }
 
 /// Whether no bits beyond the physical-address width are set.

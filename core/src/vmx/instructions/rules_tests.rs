@@ -294,3 +294,16 @@ fn a_vmxon_region_has_no_shadow_bit() {
     bench.operand = support::SHADOW_VMCS.0;
     assert_eq!(bench.run(Instruction::Vmxon), VmxResult::FailInvalid);
 }
+
+/// SDM appendix A.1: IA32_VMX_BASIC[48] limits the addresses of VMX structures to 32 bits.
+#[test]
+fn narrow_addresses_where_the_processor_says_so() {
+    for (narrow, expected) in [(false, None), (true, Some(Outcome::FailInvalid))] {
+        let mut bench = Bench::of(Instruction::Vmclear);
+        bench.operand = 1 << 32;
+        bench.cpu.vmx.current = None;
+        bench.model(|model| model.vmx_msrs[0] |= u64::from(narrow) << 48);
+        let result = bench.run(Instruction::Vmclear);
+        assert_eq!(outcome(&result), expected, "{narrow}");
+    }
+}

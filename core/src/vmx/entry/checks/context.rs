@@ -7,7 +7,9 @@ use crate::personality::Difference;
 use crate::vmx::capability::{Capability, ControlField};
 use crate::vmx::controls::{EntryControls, ExitControls, PinBased, Primary, Secondary};
 use crate::vmx::entry::{active_secondary, entry_controls, exit_controls, pin_based, primary};
-use crate::vmx::instructions::{page_address_is_valid, physical_address_is_valid};
+use crate::vmx::instructions::{
+    page_address_is_valid, physical_address_is_valid, structure_address_is_valid,
+};
 use crate::vmx::{Field, Vmcs12};
 use crate::x86::control::{cr4, efer};
 use crate::x86::cpuid;
@@ -122,7 +124,8 @@ impl Context<'_> {
     pub(super) fn msr_list(&self, address: Field, count: Field) -> bool {
         let (address, count) = (self.get(address), self.get(count));
         let last = address.wrapping_add(count * 16).wrapping_sub(1);
-        count == 0 || address & 15 == 0 && self.in_width(address) && self.in_width(last)
+        let fits = |address| structure_address_is_valid(self.model, L1Phys(address));
+        count == 0 || address & 15 == 0 && fits(address) && fits(last)
     }
 
     /// Bits reserved in IA32_EFER.
