@@ -178,6 +178,11 @@ differences! {
         kvm: "it goes to the VM-entry instruction length too"
             in "vmcs12_save_pending_event"
         why: "the wrong one of two fields is written";
+    InitInWaitForSipi "init-in-wait-for-sipi" "Other Causes of VM Exits"
+        sdm: "an INIT signal that comes in the wait-for-SIPI state of L2 is blocked and waits"
+        kvm: "it is dropped, and a pending MTF VM exit with it"
+            in "vmx_check_nested_events"
+        why: "the INIT is taken from the APIC before the state is looked at";
     Abort "abort" "VMX Aborts"
         sdm: "a VMX abort writes its indicator into the VMCS and shuts down"
         kvm: "no indicator is written; L1 gets a triple fault"

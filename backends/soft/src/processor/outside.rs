@@ -5,7 +5,8 @@
 use super::Processor;
 use super::boundary::Next;
 use crate::reset;
-use nvmx_core::cpu::{Activity, Interruptibility, Personality};
+use nvmx_core::cpu::{Activity, Interruptibility};
+use nvmx_core::personality::Difference;
 use nvmx_core::vcpu::Exit;
 use nvmx_core::x86::control::cr0;
 use nvmx_core::x86::{DebugRegs, Gpr, cpuid};
@@ -77,13 +78,13 @@ impl Processor {
         let waits = self.cpu.activity == Activity::WaitForSipi;
         if self.outside.init {
             if self.in_l2() {
-                let held = waits && self.cpu.model.personality == Personality::Sdm;
+                let held = waits && !self.cpu.model.as_kvm(Difference::InitInWaitForSipi);
                 self.outside.init = held;
                 if !waits {
                     let exit = self.intercepts.init();
                     return Some(self.reflect(exit));
                 }
-                // KVM drops it in that state, and a pending MTF exit with it.
+                // With a dropped INIT goes a pending MTF exit.
                 if !held {
                     self.cpu.vmx.mtf_pending = false;
                 }
