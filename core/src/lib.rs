@@ -17,6 +17,7 @@ pub mod nested;
 pub mod paging;
 pub mod personality;
 pub mod profiles;
+pub mod trace;
 pub mod vcpu;
 pub mod vmx;
 pub mod x86;

@@ -5,6 +5,7 @@ mod common;
 
 use common::{Capture, Record, Run, capture, difference, hash, restore};
 use nvmx_core::nested::Flags;
+use nvmx_core::trace::TraceHash;
 use nvmx_core::vcpu::{Budget, NestedEvent};
 use nvmx_examples::guests::{self, Guest};
 use nvmx_machine::Driver;
@@ -192,5 +193,26 @@ fn stepping_gives_the_events_of_running() {
             run.run(Budget::instructions(1));
         }
         assert_eq!(run.record(), whole, "{}", guest.name);
+    }
+}
+
+/// A hundred runs of the guest in which time matters most have one trace hash.
+#[test]
+fn a_hundred_runs_have_one_trace_hash() {
+    let guest = guests::find("timers").expect("an example guest");
+    let trace = || {
+        let mut trace = TraceHash::default();
+        let record = Run::new(guest).finish();
+        assert_eq!(
+            record.end,
+            Some(nvmx_machine::Stop::DebugExit(common::SUCCESS))
+        );
+        record.events.iter().for_each(|event| trace.add(event));
+        trace
+    };
+    let first = trace();
+    assert!(first.events() > 10, "a trace worth comparing");
+    for run in 1..100 {
+        assert_eq!(trace(), first, "run {run}");
     }
 }
