@@ -3,6 +3,7 @@
 use super::{boot, load, time, trace};
 use crate::args::Run;
 use crate::{DIFFERENT, SAME, TROUBLE, backend, output};
+use nvmx_core::trace::TraceHash;
 use nvmx_core::vcpu::{Budget, VmConfig};
 use nvmx_machine::{Driver, Stop};
 use serde_json::json;
@@ -19,13 +20,14 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<u8> {
     let mut machine = backend::open_as(&options.backend, &config, options.personality)?;
     boot(&mut machine, &guest)?;
     let mut driver = Driver::new(Console::new(options.json));
-    let (mut checkpoints, mut events) = (0_u64, 0_u64);
+    let mut checkpoints = 0_u64;
+    let mut hash = TraceHash::default();
     let start = Instant::now();
     let stop = loop {
         let left = limit.saturating_sub(start.elapsed());
         let stop = driver.run(machine.vm.as_mut(), Budget::time(left));
         let seen = driver.take_events();
-        events += seen.len() as u64;
+        seen.iter().for_each(|event| hash.add(event));
         trace(options.trace, &seen)?;
         if let Some(error) = driver.serial().error() {
             return Err(error.into());
@@ -46,7 +48,8 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<u8> {
             "stop": format!("{stop:?}"),
             "status": status,
             "checkpoints": checkpoints,
-            "nested_events": events,
+            "nested_events": hash.events(),
+            "trace_hash": hash.to_string(),
             "lost_nested_events": driver.lost_events(),
             "reports": driver.reports(),
             "serial": String::from_utf8_lossy(driver.serial().collected()),
