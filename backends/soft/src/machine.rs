@@ -175,6 +175,7 @@ impl Runner<'_> {
         let mut deadline = self.last_instruction;
         let stepping = processor.one_instruction
             || processor.waits_for_shadow()
+            || processor.breakpoints_armed()
             || (processor.in_l2()
                 && processor
                     .primary_controls()

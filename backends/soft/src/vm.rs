@@ -118,12 +118,7 @@ fn capabilities() -> Capabilities {
         entries: vec![
             (NestedVmx, yes("modelled")),
             (NestedEpt, yes("modelled")),
-            (
-                SingleStep,
-                yes(
-                    "exact; breakpoints of DR7 are not modelled: a run with one enabled ends as unsupported",
-                ),
-            ),
+            (SingleStep, yes("exact")),
             (DirtyPages, yes("")),
             (ExactInstructions, yes("")),
             (ExactNestedEvents, yes("")),

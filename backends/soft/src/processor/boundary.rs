@@ -12,8 +12,6 @@ use nvmx_core::x86::{Event, EventKind, Exception};
 
 /// Bits of the pending-debug-exceptions field that make a #DB pending: enabled breakpoint, RTM, BS.
 const DEBUG_PENDING: u64 = 1 << 12 | 1 << 14 | 1 << 16;
-/// L0 to L3 and G0 to G3 of DR7.
-const ENABLED_BREAKPOINTS: u64 = 0xff;
 
 impl Processor {
     /// Delivers or reflects what is pending, until an instruction may run. `Some` is an exit to user
@@ -60,9 +58,6 @@ impl Processor {
         };
         if let Some(what) = self.unsupported {
             return unsupported(what);
-        }
-        if self.cpu.debug.dr7 & ENABLED_BREAKPOINTS != 0 {
-            return unsupported("breakpoints enabled in DR7, SDM Vol. 3B \"Debug Registers\"");
         }
         if self.cpu.smi_pending {
             return unsupported("SMI, SDM Vol. 3C \"System Management Mode\"");
@@ -162,11 +157,15 @@ impl Processor {
         if let Some(next) = self.external_interrupt() {
             return next;
         }
-        if self.cpu.activity == Activity::Active {
-            Next::Run
-        } else {
-            Next::Idle
+        if self.cpu.activity != Activity::Active {
+            return Next::Idle;
         }
+        if self.breakpoints_armed()
+            && let Some(exception) = self.instruction_breakpoint()
+        {
+            return Next::from(self.raise(Event::exception(exception)));
+        }
+        Next::Run
     }
 
     fn nmi(&mut self) -> Option<Next> {
@@ -341,6 +340,7 @@ impl Processor {
     pub(crate) fn instruction_ran_natively(&mut self) {
         self.one_instruction = false;
         self.iret_unblocks = false;
+        self.retire_breakpoints();
         if self.in_l2() {
             self.cpu.vmx.run_pending = false;
             if self.primary_controls().contains(Primary::MONITOR_TRAP_FLAG) {

@@ -23,6 +23,7 @@ impl Processor {
                 // instruction. It joins what is pending already, and a monitor trap comes first.
                 const BS: u64 = 1 << 14;
                 self.cpu.pending_debug |= BS;
+                self.retire_breakpoints();
                 self.one_instruction = false;
                 self.iret_unblocks = false;
                 if self.in_l2() && self.primary_controls().contains(Primary::MONITOR_TRAP_FLAG) {
@@ -71,6 +72,8 @@ impl Processor {
     /// Gives an event that came up to whom it belongs: L1 if it intercepts it, else the IDT.
     /// `Some` is an exit to user space.
     pub(super) fn raise(&mut self, event: Event) -> Option<Exit> {
+        // Whatever ran has not retired.
+        self.data_matches = 0;
         let unblocks = std::mem::take(&mut self.iret_unblocks);
         if unblocks {
             // The IRET ends here.

@@ -9,6 +9,7 @@
 mod alignment;
 mod apic;
 mod boundary;
+mod breakpoints;
 mod control;
 mod events;
 mod flags;
@@ -27,7 +28,7 @@ pub(crate) use outside::Outside;
 use crate::decode;
 use crate::engine::{Intercept, Special};
 use crate::ram::Ram;
-use iced_x86::Instruction;
+use iced_x86::{Instruction, InstructionInfoFactory};
 use nvmx_core::apic::Apic;
 use nvmx_core::cpu::{Cpu, Interruptibility};
 use nvmx_core::paging::{Regime, WalkFault};
@@ -157,6 +158,10 @@ pub(crate) struct Processor {
     pub(crate) until: u64,
     /// What comes from outside.
     pub(crate) outside: Outside,
+    /// Breakpoints that the accesses of the instruction in progress match.
+    data_matches: u64,
+    /// Looks at operands; made when a breakpoint first needs it.
+    information: Option<Box<InstructionInfoFactory>>,
     /// x87 and SSE state, while another processor is in the engine.
     pub(crate) fxsave: Box<[u8; 512]>,
     /// Ticks that passed without an instruction: in HLT.
@@ -202,6 +207,8 @@ impl Processor {
             event_limit: u64::MAX,
             until: u64::MAX,
             outside: Outside::default(),
+            data_matches: 0,
+            information: None,
             fxsave: Box::new([0; 512]),
             idle_ticks: 0,
             executed_at_sync: 0,
@@ -337,6 +344,7 @@ impl Processor {
             const SINGLE_STEP: u64 = 1 << 14;
             self.cpu.pending_debug |= SINGLE_STEP;
         }
+        self.retire_breakpoints();
         if self.in_l2() && self.intercepts.primary.contains(Primary::MONITOR_TRAP_FLAG) {
             self.cpu.vmx.mtf_pending = true;
         }

@@ -237,6 +237,7 @@ impl Processor {
             Intercepts::default()
         };
         self.apic_level_changed();
+        self.data_matches = 0;
         self.effects.controls = true;
         self.address_space_changed();
     }
