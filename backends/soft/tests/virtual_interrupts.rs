@@ -395,6 +395,11 @@ fn the_threshold_exits_after_entry_and_injection() {
         L2,
     );
     assert_eq!(nest.get(Field::GUEST_PENDING_DBG_EXCEPTIONS), 1 << 14);
+    // It does not where L2 waits for SIPI.
+    let mut nest = nest_with_threshold(Secondary::VIRTUALIZE_APIC_ACCESSES);
+    nest.set(Field::GUEST_ACTIVITY_STATE, 3);
+    nest.enter_for(1000);
+    assert!(nest.vm.nested_state().expect("nested state").guest_mode());
     // Without "virtualize APIC accesses" it is a control that is wrong.
     let mut nest = nest_with_threshold(Secondary::empty());
     assert_eq!(nest.enter(), Entry::FailValid(7));

@@ -4,6 +4,7 @@
 use super::{Done, Outcome, Processor, Trap};
 use crate::decode;
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
+use nvmx_core::cpu::Activity;
 use nvmx_core::paging::{AccessKind as Kind, WalkFault};
 use nvmx_core::vcpu::Exit;
 use nvmx_core::vmx::apic_virtualization::{
@@ -77,7 +78,9 @@ impl Processor {
                 .emulate_write(vmcs12, &self.ram, offset);
             return self.take(emulated);
         }
-        if std::mem::take(&mut self.virtual_apic.threshold) {
+        // Not where the entry was to shutdown or wait-for-SIPI.
+        let is_awake = matches!(self.cpu.activity, Activity::Active | Activity::Hlt);
+        if std::mem::take(&mut self.virtual_apic.threshold) && is_awake {
             return self.apic_virtualization.exit_after_entry(&self.ram);
         }
         None

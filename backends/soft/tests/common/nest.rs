@@ -60,6 +60,11 @@ impl Nest {
             let profile = nvmx_core::profiles::find(name).expect("a profile");
             vm.set_state(&profile.for_soft().state()).expect("taken");
         }
+        Self::on_machine(vm, code)
+    }
+
+    /// As [`Self::new`], on the first processor of this machine.
+    pub(crate) fn on_machine(mut vm: SoftVm, code: &[u8]) -> Self {
         furnish(&mut vm, true);
         let has_error_code = |vector| matches!(vector, 8 | 10..=14 | 17);
         for vector in 0..256_u64 {
@@ -179,7 +184,7 @@ impl Nest {
     }
 
     /// Puts L1 before the entry.
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let launched = self.vmcs12.launch_state() == LaunchState::Launched;
         self.nested.set_regions(Some(self.vmcs12.clone()), None);
         self.vm

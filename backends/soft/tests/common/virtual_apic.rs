@@ -49,7 +49,11 @@ pub(crate) fn assemble(
 
 /// L2 of `code` with "use TPR shadow" and these secondary controls.
 pub(crate) fn nest(code: &[u8], secondary: Secondary) -> Nest {
-    let mut nest = Nest::new(code);
+    with_virtual_apic(Nest::new(code), secondary)
+}
+
+/// Any L2 with them.
+pub(crate) fn with_virtual_apic(mut nest: Nest, secondary: Secondary) -> Nest {
     nest.set(Field::VIRTUAL_APIC_PAGE_ADDR, VIRTUAL_APIC);
     nest.set(Field::APIC_ACCESS_ADDR, ACCESS);
     nest.set(Field::MSR_BITMAP, BITMAPS);
