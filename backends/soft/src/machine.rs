@@ -135,7 +135,8 @@ fn intercepts(processor: &Processor) -> Intercepts {
             Intercept::Invlpg,
         ),
         (
-            wanted.primary.contains(Primary::PAUSE_EXITING),
+            wanted.primary.contains(Primary::PAUSE_EXITING)
+                || wanted.secondary.contains(Secondary::PAUSE_LOOP_EXITING),
             Intercept::Pause,
         ),
     ] {

@@ -5,7 +5,6 @@ use nvmx_core::cpu::{Model, Personality};
 use nvmx_core::profiles::{self, cr4_fixed1};
 use nvmx_core::vmx::capability::{KVM_6_1_ICELAKE, MSR_COUNT};
 use nvmx_core::vmx::controls::PinBased;
-use nvmx_core::vmx::entry::unsupported_controls;
 use nvmx_core::x86::cpuid::CpuidEntry;
 use nvmx_core::x86::msr;
 
@@ -53,20 +52,14 @@ pub(crate) fn model(cpuid: Vec<CpuidEntry>, vmx_msrs: [u64; MSR_COUNT]) -> Model
 /// [`Exit::Unsupported`](nvmx_core::vcpu::Exit::Unsupported).)
 pub(crate) fn default_vmx_msrs() -> [u64; MSR_COUNT] {
     let mut msrs = KVM_6_1_ICELAKE;
-    // The high half says which controls may be 1.
-    let mut allowed = |number: u32, bits: u32, value: bool| {
-        let msr = &mut msrs[(number - msr::IA32_VMX_BASIC) as usize];
-        let bits = u64::from(bits) << 32;
-        *msr = if value { *msr | bits } else { *msr & !bits };
-    };
-    let posted = PinBased::PROCESS_POSTED_INTERRUPTS.bits();
-    allowed(msr::IA32_VMX_PINBASED_CTLS, posted, true);
-    allowed(msr::IA32_VMX_TRUE_PINBASED_CTLS, posted, true);
-    allowed(
-        msr::IA32_VMX_PROCBASED_CTLS2,
-        unsupported_controls().bits(),
-        false,
-    );
+    let posted = u64::from(PinBased::PROCESS_POSTED_INTERRUPTS.bits());
+    for number in [
+        msr::IA32_VMX_PINBASED_CTLS,
+        msr::IA32_VMX_TRUE_PINBASED_CTLS,
+    ] {
+        // The high half says which controls may be 1.
+        msrs[(number - msr::IA32_VMX_BASIC) as usize] |= posted << 32;
+    }
     msrs
 }
 

@@ -73,6 +73,11 @@ impl Descriptor {
         self.rights().contains(rights)
     }
 
+    /// The selector that a gate holds.
+    pub(super) const fn gate_selector(&self) -> u16 {
+        (self.low >> 16) as u16
+    }
+
     /// The segment register that a load makes of it, accessed bit set.
     pub(super) const fn segment(&self, selector: u16) -> Segment {
         let raw = self.low & 0xffff | self.high & 0xf_0000;

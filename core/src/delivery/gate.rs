@@ -4,7 +4,7 @@
 
 use super::frame::{Descriptor, fault, linear, read_tss};
 use super::stack::{MOST, Stack};
-use super::{DeliveryFault, LinearMemory, Privilege, finish, return_address};
+use super::{DeliveryFault, LinearMemory, Privilege, finish, return_address, task};
 use crate::cpu::Cpu;
 use crate::x86::control::{cr4, efer, iopl, rflags};
 use crate::x86::cr_write::is_canonical;
@@ -196,11 +196,7 @@ fn read_gate<L: LinearMemory + ?Sized>(
         (0x0f, false) => (4, false),
         (0x06, false) => (2, true),
         (0x07, false) => (2, false),
-        (0x05, false) => {
-            return Err(DeliveryFault::Unsupported(
-                "task gate, SDM Vol. 3A \"Interrupt Tasks\"",
-            ));
-        }
+        (0x05, false) => (0, false),
         _ => return Err(bad(Exception::GP)),
     };
     let cpl = if cpu.regs.rflags & rflags::VM != 0 {
@@ -213,6 +209,12 @@ fn read_gate<L: LinearMemory + ?Sized>(
     }
     if rights & 0x80 == 0 {
         return Err(bad(Exception::NP));
+    }
+    if size == 0 {
+        // "Interrupt Tasks".
+        let task = (entry >> 16) as u16;
+        task::through_gate(cpu, memory, task, external)?;
+        return Err(DeliveryFault::TaskSwitch(task));
     }
     let low = entry as u16;
     let middle = (entry >> 48) as u16;

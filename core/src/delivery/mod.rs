@@ -11,11 +11,13 @@ mod frame;
 mod gate;
 mod real;
 mod stack;
+mod task;
 
 #[cfg(test)]
 mod tests;
 
 pub use classes::{Combined, combine};
+pub use task::{task_of_far_branch, task_of_iret};
 
 use crate::cpu::{Activity, Cpu, Interruptibility};
 use crate::paging::WalkFault;
@@ -61,6 +63,8 @@ pub enum DeliveryFault {
     Exception(Exception),
     /// L2's delivery met EPT: the exit reports the event as IDT vectoring.
     Ept(EptFault),
+    /// The event goes through a task gate to this TSS, which passed the checks that come before a VM exit.
+    TaskSwitch(u16),
     /// The model has not been taught this; the text names the SDM section.
     Unsupported(&'static str),
 }

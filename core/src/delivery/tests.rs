@@ -389,11 +389,6 @@ fn protected_mode_frames() {
         [0x18, 0x5000, 0x1b, 0x4302, 0x9008, 0x23]
     );
     assert_eq!((cpu.cpl(), cpu.sregs.ss.selector), (0, 0x10));
-    // A task gate is not taught.
-    protected_gate(&flat, 8, 0x50, 0x85);
-    let df = Event::exception(Combined::DOUBLE_FAULT);
-    let result = deliver(&mut cpu, &mut flat, &df);
-    assert!(matches!(result, Err(DeliveryFault::Unsupported(text)) if text.contains("SDM")));
 }
 
 #[test]

@@ -48,9 +48,10 @@ const EXECUTED: &[(u32, u32, usize, u32)] = &[
     (6, 0, 3, 0),
     // Its EAX counts subleaves, of which none is left.
     (7, 0, 0, 0),
-    // FSGSBASE, TSC_ADJUST, BMI1, SMEP, BMI2, ERMS, ADX, SMAP.
-    (7, 0, 1, 0x0018_038b),
-    (7, 0, 2, 0),
+    // FSGSBASE, TSC_ADJUST, BMI1, SMEP, BMI2, ERMS, INVPCID, RDSEED, ADX, SMAP.
+    (7, 0, 1, 0x001c_078b),
+    // WAITPKG, RDPID.
+    (7, 0, 2, 1 << 5 | 1 << 22),
     (7, 0, 3, 0),
     (7, 1, 0, 0),
     (7, 1, 1, 0),

@@ -564,17 +564,23 @@ fn must_not_translate(shared: &mut Shared, address: u64) -> bool {
         shared.translated = 0;
         return false;
     }
+    let mut native = false;
     if shared.asked_for_block {
         shared.asked_for_block = false;
         let env = &shared.env;
-        if env.resume_flag_in_sight() || env.checks_alignment() && !env.native_once {
+        native = env.native_once;
+        if env.resume_flag_in_sight() || env.checks_alignment() && !native {
             return true;
         }
     } else {
         shared.translated += 1;
     }
     let (bytes, length) = shared.env.fetch(address);
-    shared.env.special(&bytes[..length]).is_some()
+    match shared.env.special(&bytes[..length]) {
+        None => false,
+        Some(Special::FarTransfer) => !native,
+        Some(_) => true,
+    }
 }
 
 /// Whether an intercept stands for an instruction that must raise #UD.

@@ -25,8 +25,11 @@ pub enum Special {
     Int1,
     /// RDRAND.
     Rdrand,
-    /// RDSEED.
+    /// RDSEED or RDPID.
     Rdseed,
+    /// Far JMP or CALL, IRET, outside 64-bit mode: each may be a task switch. One that is none runs
+    /// natively ([`super::Env::run_natively_once`]).
+    FarTransfer,
     /// XGETBV.
     Xgetbv,
     /// XSETBV.
@@ -90,8 +93,14 @@ pub(super) fn classify(bytes: &[u8], size: CodeSize) -> Option<Special> {
         0x0f => return two_byte(&mut rest, lock, operand_size || repeat),
         0x6c..=0x6f | 0xe4..=0xe7 | 0xec..=0xef => Special::Io,
         0xf1 => Special::Int1,
+        0x9a | 0xcf | 0xea if size != CodeSize::Bits64 => Special::FarTransfer,
         0xc4 | 0xc5 => return vex(opcode, &mut rest, size),
         _ if lock => return illegal_lock(one_byte_lock(opcode, rest.next()?, size)),
+        0xff if size != CodeSize::Bits64 => {
+            let modrm = rest.next()?;
+            let is_far = matches!(modrm >> 3 & 7, 3 | 5);
+            return (modrm < 0xc0 && is_far).then_some(Special::FarTransfer);
+        }
         0xc0 | 0xc1 | 0xd0..=0xd3 => {
             let modrm = rest.next()?;
             let rotates_carry = matches!(modrm >> 3 & 7, 2 | 3);
@@ -120,8 +129,7 @@ fn two_byte(rest: &mut impl Iterator<Item = u8>, lock: bool, prefixed: bool) -> 
         },
         0xc7 => match rest.next()? {
             0xf0..=0xf7 if !lock => Special::Rdrand,
-            // With F3 this is RDPID, which the translator knows.
-            0xf8..=0xff if !lock && !prefixed => Special::Rdseed,
+            0xf8..=0xff if !lock => Special::Rdseed,
             modrm if lock => return illegal_lock(modrm < 0xc0 && modrm >> 3 & 7 == 1),
             _ => return None,
         },
@@ -240,7 +248,24 @@ mod tests {
             (&[0xf0, 0x0f, 0x9f, 0x03], Bits64, Some(Special::Undefined)),
             (&[0x48, 0x0f, 0xc7, 0xf0], Bits64, Some(Special::Rdrand)),
             (&[0x0f, 0xc7, 0xf9], Bits64, Some(Special::Rdseed)),
-            (&[0xf3, 0x0f, 0xc7, 0xf9], Bits64, None),
+            (&[0xf3, 0x0f, 0xc7, 0xf9], Bits64, Some(Special::Rdseed)),
+            (
+                &[0xea, 0, 0, 0, 0, 8, 0],
+                Bits32,
+                Some(Special::FarTransfer),
+            ),
+            (&[0x9a, 0, 0, 8, 0], Bits16, Some(Special::FarTransfer)),
+            (&[0x66, 0xcf], Bits16, Some(Special::FarTransfer)),
+            (&[0x48, 0xcf], Bits64, None),
+            (
+                &[0xff, 0x2d, 0, 0, 0, 0],
+                Bits32,
+                Some(Special::FarTransfer),
+            ),
+            (&[0xff, 0x1e, 0, 0], Bits16, Some(Special::FarTransfer)),
+            (&[0xff, 0x28], Bits64, None),
+            (&[0xff, 0xd0], Bits32, None),
+            (&[0xff, 0x10], Bits32, None),
             (&[0x0f, 0xc7, 0x30], Bits64, None),
             (&[0x0f, 0x01, 0xd1], Bits64, Some(Special::Xsetbv)),
             (&[0x0f, 0x01, 0xc1], Bits64, None),

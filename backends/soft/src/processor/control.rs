@@ -28,7 +28,8 @@ impl Processor {
         }
     }
 
-    fn operand(&self, register: Register) -> (Gpr, u64) {
+    /// A general-purpose register and its value, 32 bits of it outside 64-bit mode.
+    pub(super) fn operand(&self, register: Register) -> (Gpr, u64) {
         let gpr = gpr_or_rax(register);
         let value = self.cpu.regs.get(gpr);
         (

@@ -2,14 +2,15 @@
 //! (SDM Vol. 3C "Exceptions and Event-Delivery VM Exits", Vol. 3A "Interrupt and Exception Handling").
 
 use super::mmu::DeliveryMemory;
-use super::{Done, Outcome, Processor, Trap, unsupported, vmx};
+use super::{Done, Outcome, Processor, Trap, task, unsupported, vmx};
 use iced_x86::{Code, Instruction};
-use nvmx_core::cpu::Activity;
+use nvmx_core::cpu::{Activity, Cpu};
 use nvmx_core::delivery::{self, Combined, DeliveryFault};
 use nvmx_core::vcpu::Exit;
 use nvmx_core::vmx::controls::Primary;
 use nvmx_core::vmx::ept::EptFault;
 use nvmx_core::vmx::exit::VmExit;
+use nvmx_core::vmx::exit::qualification::TaskSwitchSource;
 use nvmx_core::vmx::virtualization_exception;
 use nvmx_core::x86::control::rflags;
 use nvmx_core::x86::{Event, EventKind, Exception};
@@ -134,6 +135,13 @@ impl Processor {
                     };
                     return Some(exit);
                 }
+                DeliveryFault::TaskSwitch(task) if self.in_l2() => {
+                    let source = TaskSwitchSource::TaskGate;
+                    let exit = self.intercepts.task_switch(task, source, None);
+                    self.exit_to_l1(&exit);
+                    return None;
+                }
+                DeliveryFault::TaskSwitch(_) => return Some(task::unsupported_gate()),
                 DeliveryFault::Ept(fault) => {
                     self.exit_to_l1(&vmx::ept_exit(&fault, true));
                     return None;
@@ -181,6 +189,14 @@ impl Processor {
     }
 
     fn try_deliver(&mut self, event: &Event) -> Result<(), DeliveryFault> {
+        self.on_a_copy(|cpu, memory| delivery::deliver(cpu, memory, event))
+    }
+
+    /// Does work of event delivery; the processor changes only if that is done.
+    pub(super) fn on_a_copy<T>(
+        &mut self,
+        work: impl FnOnce(&mut Cpu, &mut DeliveryMemory<'_>) -> Result<T, DeliveryFault>,
+    ) -> Result<T, DeliveryFault> {
         // Delivery works on a copy of the processor, so that the memory it goes through may borrow us.
         let mut cpu = self.scratch.take().unwrap_or_default();
         cpu.regs = self.cpu.regs;
@@ -190,7 +206,7 @@ impl Processor {
         cpu.activity = self.cpu.activity;
         cpu.msrs = self.cpu.msrs;
         cpu.model.clone_from(&self.cpu.model);
-        let result = delivery::deliver(&mut cpu, &mut DeliveryMemory(self), event);
+        let result = work(&mut cpu, &mut DeliveryMemory(self));
         if result.is_ok() {
             self.cpu.regs = cpu.regs;
             self.cpu.sregs = cpu.sregs;

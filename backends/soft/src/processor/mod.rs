@@ -20,7 +20,9 @@ mod operands;
 mod outside;
 mod syscall;
 mod system;
+mod task;
 mod vmx;
+mod waiting;
 
 pub(crate) use mmu::kind;
 pub(crate) use outside::Outside;
@@ -37,7 +39,7 @@ use nvmx_core::vmx::apic_virtualization::ApicVirtualization;
 use nvmx_core::vmx::controls::Primary;
 use nvmx_core::vmx::ept::EptFault;
 use nvmx_core::vmx::exit::{ExitReason, VmExit};
-use nvmx_core::vmx::intercepts::Intercepts;
+use nvmx_core::vmx::intercepts::{Intercepts, PauseLoop};
 use nvmx_core::x86::control::rflags;
 use nvmx_core::x86::{Event, Exception};
 
@@ -172,6 +174,8 @@ pub(crate) struct Processor {
     pub(crate) one_instruction: bool,
     /// The instruction under way is an IRET that began while NMIs were blocked.
     pub(crate) iret_unblocks: bool,
+    /// L2's loop of PAUSE instructions.
+    pause_loop: PauseLoop,
     /// What the state in force needs and the model lacks; no instruction runs while there is any.
     pub(crate) unsupported: Option<&'static str>,
     /// The PDPTEs of PAE paging must be read from memory before the next instruction.
@@ -214,6 +218,7 @@ impl Processor {
             executed_at_sync: 0,
             one_instruction: false,
             iret_unblocks: false,
+            pause_loop: PauseLoop::default(),
             unsupported: None,
             pdptes_stale: false,
             lost_events: 0,
@@ -291,6 +296,7 @@ impl Processor {
                 self.extended_control(instruction)
             }
             Intercept::Special(Special::UserWait) => self.user_wait(instruction),
+            Intercept::Special(Special::FarTransfer) => self.far_transfer(instruction),
             Intercept::Special(Special::FlagsFirst) => self.flags_first(instruction),
             Intercept::Special(Special::AlignmentCheck) => self.check_alignment(instruction),
             Intercept::Exception(Exception::UD) => self.undefined(instruction),

@@ -11,6 +11,7 @@ use nvmx_core::vmx::entry;
 use nvmx_core::vmx::exit::{self, VmExit};
 use nvmx_core::vmx::intercepts::{DescriptorTableInstruction, SystemSegmentInstruction};
 use nvmx_core::x86::control::{cr0, cr4};
+use nvmx_core::x86::cr_write::is_canonical;
 use nvmx_core::x86::{Exception, Gpr, cpuid};
 
 /// Bits of CPUID.1:ECX that the model itself looks at.
@@ -197,14 +198,6 @@ impl Processor {
         Ok(Done::Retired)
     }
 
-    /// PAUSE.
-    pub(super) fn pause(&mut self, instruction: &Instruction) -> Outcome {
-        self.exit_if(self.intercepts.pause(instruction.len() as u32))?;
-        // Whoever spins waits for another.
-        self.outside.leave |= self.outside.together;
-        Ok(Done::Retired)
-    }
-
     /// INVLPG.
     pub(super) fn invlpg(&mut self, instruction: &Instruction) -> Outcome {
         self.require_cpl0()?;
@@ -214,6 +207,62 @@ impl Processor {
         self.exit_if(self.intercepts.invlpg(linear, instruction.len() as u32))?;
         self.effects.flush_page = Some(linear);
         Ok(Done::Retired)
+    }
+
+    /// INVPCID (SDM Vol. 2A "INVPCID"). There are no PCIDs: each type drops every translation.
+    pub(super) fn invpcid(&mut self, instruction: &Instruction) -> Outcome {
+        const INVPCID: u32 = 1 << 10;
+        if cpuid::lookup(&self.cpu.model.cpuid, 7, 0)[1] & INVPCID == 0 {
+            return Err(Exception::UNDEFINED.into());
+        }
+        let register = gpr_or_rax(instruction.op0_register());
+        let exit = if self.in_l2() {
+            let operand = memory(instruction, decode::code_bits(&self.cpu));
+            let length = instruction.len() as u32;
+            self.intercepts.invpcid(&operand, register, length)?
+        } else {
+            None
+        };
+        self.require_cpl0()?;
+        self.exit_if(exit)?;
+        let (_, kind) = self.operand(instruction.op0_register());
+        let address = decode::resolve(&self.cpu, instruction, 1, 16, false)?;
+        let mut words = [[0; 8]; 2];
+        for (index, word) in words.iter_mut().enumerate() {
+            self.read_linear(address.linear.wrapping_add(8 * index as u64), word)?;
+        }
+        let [pcid, linear] = words.map(u64::from_le_bytes);
+        let width = self.cpu.model.linear_address_width.max(48);
+        let has_pcids = self.cpu.sregs.cr4 & cr4::PCIDE != 0;
+        let allowed = match kind {
+            0 => is_canonical(linear, width) && (has_pcids || pcid == 0),
+            1 => has_pcids || pcid == 0,
+            2 | 3 => true,
+            _ => false,
+        };
+        if !allowed || pcid >> 12 != 0 {
+            return Err(Exception::GENERAL_PROTECTION.into());
+        }
+        self.effects.flush = true;
+        Ok(Done::Retired)
+    }
+
+    /// ENCLS (SDM Vol. 3D "ENCLS"): there are no enclaves behind it.
+    pub(super) fn encls(&mut self, instruction: &Instruction) -> Outcome {
+        const SGX: u32 = 1 << 2;
+        const LOCKED_AND_ENABLED: u64 = 1 | 1 << 18;
+        let exists = cpuid::lookup(&self.cpu.model.cpuid, 7, 0)[1] & SGX != 0;
+        if !exists || self.cpu.sregs.cr0 & cr0::PE == 0 || self.cpu.cpl() != 0 {
+            return Err(Exception::UNDEFINED.into());
+        }
+        let leaf = self.cpu.regs.get(Gpr::Rax) as u32;
+        self.exit_if(self.intercepts.encls(leaf, instruction.len() as u32))?;
+        if self.cpu.msrs.feature_control & LOCKED_AND_ENABLED != LOCKED_AND_ENABLED {
+            return Err(Exception::GENERAL_PROTECTION.into());
+        }
+        Err(unsupported(
+            "ENCLS, SDM Vol. 3D \"Intel SGX Instruction References\"",
+        ))
     }
 
     /// MONITOR, MWAIT: as KVM shows them, no-operations where CPUID has them.
@@ -296,7 +345,12 @@ impl Processor {
     /// RDRAND, RDSEED: the number is a deterministic function of time, so that runs repeat.
     pub(super) fn random(&mut self, instruction: &Instruction) -> Outcome {
         const RDSEED: u32 = 1 << 18;
-        let seed = instruction.mnemonic() == Mnemonic::Rdseed;
+        let seed = match instruction.mnemonic() {
+            Mnemonic::Rdrand => false,
+            Mnemonic::Rdseed => true,
+            Mnemonic::Rdpid => return self.rdpid(instruction),
+            _ => return Err(Exception::UNDEFINED.into()),
+        };
         let has = if seed {
             cpuid::lookup(&self.cpu.model.cpuid, 7, 0)[1] & RDSEED != 0
         } else {
@@ -319,6 +373,20 @@ impl Processor {
         decode::write_register(&mut self.cpu, register, value);
         use nvmx_core::x86::control::{ARITHMETIC_FLAGS, rflags};
         self.cpu.regs.rflags = self.cpu.regs.rflags & !ARITHMETIC_FLAGS | rflags::CF;
+        Ok(Done::Retired)
+    }
+
+    /// RDPID.
+    fn rdpid(&mut self, instruction: &Instruction) -> Outcome {
+        const RDPID: u32 = 1 << 22;
+        if cpuid::lookup(&self.cpu.model.cpuid, 7, 0)[2] & RDPID == 0 {
+            return Err(Exception::UNDEFINED.into());
+        }
+        if self.in_l2() {
+            self.intercepts.rdpid()?;
+        }
+        let value = self.cpu.msrs.tsc_aux & 0xffff_ffff;
+        decode::write_register(&mut self.cpu, instruction.op0_register(), value);
         Ok(Done::Retired)
     }
 
@@ -353,18 +421,6 @@ impl Processor {
         }
         self.cpu.xcr0 = value;
         Ok(Done::Retired)
-    }
-
-    /// UMONITOR, UMWAIT, TPAUSE: not offered.
-    pub(super) fn user_wait(&mut self, instruction: &Instruction) -> Outcome {
-        const WAITPKG: u32 = 1 << 5;
-        if cpuid::lookup(&self.cpu.model.cpuid, 7, 0)[2] & WAITPKG == 0 {
-            return Err(Exception::UNDEFINED.into());
-        }
-        Err(unsupported(format!(
-            "{:?}, SDM Vol. 2B",
-            instruction.mnemonic()
-        )))
     }
 
     /// IRET while something waits for its end of NMI blocking: it then runs natively.

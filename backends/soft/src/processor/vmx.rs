@@ -13,7 +13,7 @@ use nvmx_core::vmx::entry;
 use nvmx_core::vmx::ept::EptFault;
 use nvmx_core::vmx::exit::{self, Flush, MsrEffects, VmExit};
 use nvmx_core::vmx::instructions::{self, Instruction as Vmx, Operands, VmxResult};
-use nvmx_core::vmx::intercepts::{self, Intercepts};
+use nvmx_core::vmx::intercepts::{self, Intercepts, PauseLoop};
 use nvmx_core::x86::{Exception, cpuid};
 
 /// The exit for a fault of L1's EPT, or for the APIC-access page.
@@ -64,6 +64,11 @@ impl Processor {
         if let Some(vmx) = vmx_instruction(instruction.mnemonic()) {
             return self.vmx_instruction(vmx, instruction);
         }
+        match instruction.mnemonic() {
+            Mnemonic::Invpcid => return self.invpcid(instruction),
+            Mnemonic::Encls => return self.encls(instruction),
+            _ => {}
+        }
         if self.promises(instruction) {
             // CPUID says that it exists: a #UD would be a wrong answer.
             return Err(unsupported(format!(
@@ -92,8 +97,6 @@ impl Processor {
                 }
                 CpuidFeature::AVX => uses_avx_state && leaf(1, 2, 28),
                 CpuidFeature::AVX2 => uses_avx_state && leaf(7, 1, 5),
-                CpuidFeature::INVPCID => leaf(7, 1, 10),
-                CpuidFeature::RDPID => leaf(7, 2, 22),
                 CpuidFeature::FSGSBASE => {
                     leaf(7, 1, 0)
                         && self.cpu.sregs.cr4 & nvmx_core::x86::control::cr4::FSGSBASE != 0
@@ -221,6 +224,7 @@ impl Processor {
             injected: Some(information),
         };
         self.record(event);
+        self.pause_loop = PauseLoop::default();
         self.level_changed();
     }
 

@@ -13,15 +13,14 @@ pub(crate) mod test_support;
 #[cfg(test)]
 mod tests;
 mod timing;
-mod unsupported;
 
 pub use active::{active_secondary, entry_controls, exit_controls, pin_based, primary, vpid};
+pub use missing::unsupported;
 pub use pdptes::reload_pdptes;
 pub(crate) use timing::preemption_timer_to_save;
 pub use timing::{
     l2_tsc, preemption_timer_expired, preemption_timer_expiry, preemption_timer_value,
 };
-pub use unsupported::{unsupported, unsupported_controls};
 
 use super::Field;
 use super::controls::{Primary, Secondary};

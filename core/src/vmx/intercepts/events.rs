@@ -101,16 +101,19 @@ impl Intercepts {
         VmExit::new(ExitReason::TRIPLE_FAULT)
     }
 
-    /// A task switch exits always. `length` is zero where no instruction caused it.
+    /// A task switch exits always. `length` is that of JMP, CALL or IRET; for a task gate the event under
+    /// delivery has one, or there is none.
     #[must_use]
     pub const fn task_switch(
         &self,
         selector: u16,
         source: TaskSwitchSource,
-        length: u32,
+        length: Option<u32>,
     ) -> VmExit {
-        VmExit::instruction(ExitReason::TASK_SWITCH, length)
-            .with_qualification(task_switch(selector, source))
+        VmExit {
+            instruction_length: length,
+            ..VmExit::new(ExitReason::TASK_SWITCH).with_qualification(task_switch(selector, source))
+        }
     }
 
     /// "Interrupt-window exiting": RFLAGS.IF is 1 and neither STI nor MOV SS blocks. To be asked at

@@ -108,11 +108,18 @@ impl Intercepts {
             .map(|exit| exit.with_qualification(armed.into()))
     }
 
-    /// PAUSE, with "PAUSE exiting". "PAUSE-loop exiting" alone never exits: virtual time has no loop
-    /// that spins for real.
+    /// ENCLS with this leaf in EAX: leaves from 63 on share the last bit of the bitmap.
     #[must_use]
-    pub fn pause(&self, length: u32) -> Option<VmExit> {
-        self.if_primary(Primary::PAUSE_EXITING, ExitReason::PAUSE, length)
+    pub fn encls(&self, leaf: u32, length: u32) -> Option<VmExit> {
+        let wanted = self.encls_bitmap >> leaf.min(63) & 1 != 0;
+        wanted
+            .then(|| self.if_secondary(Secondary::ENABLE_ENCLS_EXITING, ExitReason::ENCLS, length))
+            .flatten()
+    }
+
+    /// Whether UMONITOR, which has no exit of its own, is #UD.
+    pub fn umonitor(&self) -> Result<(), Exception> {
+        self.require(Secondary::ENABLE_USER_WAIT_AND_PAUSE)
     }
 
     /// UMWAIT: #UD unless enabled; exits with "RDTSC exiting".

@@ -11,6 +11,7 @@ mod information;
 mod instructions;
 mod io;
 mod msr;
+mod pause;
 
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ pub use information::{
     random_information, string_io_information, system_segment_information, user_wait_information,
     vmcs_access_information, vmcs_pointer_information,
 };
+pub use pause::PauseLoop;
 
 use super::controls::{ExitControls, PinBased, Primary, Secondary};
 use super::{Field, Vmcs12};
@@ -62,6 +64,10 @@ pub struct Intercepts {
     pub cr3_target_count: u8,
     /// XSS-exiting bitmap.
     pub xss_bitmap: u64,
+    /// ENCLS-exiting bitmap.
+    pub encls_bitmap: u64,
+    /// PLE_Gap and PLE_Window, in ticks of the TSC.
+    pub pause_gap_and_window: [u32; 2],
 }
 
 impl Intercepts {
@@ -99,6 +105,8 @@ impl Intercepts {
             ],
             cr3_target_count: word(Field::CR3_TARGET_COUNT).min(4) as u8,
             xss_bitmap: vmcs12.get(Field::XSS_EXIT_BITMAP),
+            encls_bitmap: vmcs12.get(Field::ENCLS_EXITING_BITMAP),
+            pause_gap_and_window: [word(Field::PLE_GAP), word(Field::PLE_WINDOW)],
         }
     }
 

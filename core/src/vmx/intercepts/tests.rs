@@ -25,6 +25,8 @@ const NONE: Intercepts = Intercepts {
     cr3_targets: [0; 4],
     cr3_target_count: 0,
     xss_bitmap: 0,
+    encls_bitmap: 0,
+    pause_gap_and_window: [0; 2],
 };
 
 fn primary(primary: Primary) -> Intercepts {
@@ -92,7 +94,10 @@ fn simple_instructions() {
         ),
         (
             primary(Primary::PAUSE_EXITING),
-            |i| i.pause(2).map(|e| e.reason),
+            |i| {
+                i.pause(0, 0, &mut PauseLoop::default(), 2)
+                    .map(|e| e.reason)
+            },
             ExitReason::PAUSE,
         ),
         (
@@ -516,4 +521,27 @@ fn instruction_information_formats() {
 fn task_priority_shadow() {
     let shadow = primary(Primary::USE_TPR_SHADOW);
     assert_eq!((shadow.cr8(), NONE.cr8()), (Cr8::TprShadow, Cr8::LocalApic));
+}
+
+#[test]
+fn encls_asks_the_bitmap_whose_last_bit_is_shared() {
+    let intercepts = Intercepts {
+        encls_bitmap: 1 << 63 | 1 << 4,
+        ..secondary(Secondary::ENABLE_ENCLS_EXITING)
+    };
+    let rows = [
+        (4, true),
+        (5, false),
+        (63, true),
+        (64, true),
+        (u32::MAX, true),
+    ];
+    for (leaf, exits) in rows {
+        assert_eq!(intercepts.encls(leaf, 3).is_some(), exits, "{leaf}");
+    }
+    let off = Intercepts {
+        encls_bitmap: u64::MAX,
+        ..NONE
+    };
+    assert_eq!(off.encls(4, 3), None);
 }
