@@ -369,6 +369,7 @@ fn pdptes_loaded_by_l2_reach_the_vmcs() {
     let cr0 = nest.get(Field::GUEST_CR0);
     nest.set(Field::GUEST_CR0, cr0 & !(1 << 31));
     nest.off(Field::VM_ENTRY_CONTROLS, 1 << 9);
+    nest.on(Field::VM_ENTRY_CONTROLS, 1 << 15);
     nest.set(Field::GUEST_IA32_EFER, 0);
     nest.set(Field::GUEST_CS_AR_BYTES, 0xc09b);
     nest.set(Field::GUEST_CR3, PAGING + 0x3f00);
@@ -393,4 +394,22 @@ fn pdptes_loaded_by_l2_reach_the_vmcs() {
         Primary::MONITOR_TRAP_FLAG.bits(),
     );
     nest.expect(VMCALL_EXIT, L2 + 3);
+}
+
+/// BTF is kept where the SDM speaks; a single step under it is what the model has not been taught.
+#[test]
+fn single_steps_of_branches_are_refused() {
+    use nvmx_core::personality::Personality;
+    use nvmx_core::vcpu::Exit;
+    let mut nest = Nest::new(&[&[0x90][..], &VMCALL].concat());
+    nest.vm.set_personality(Personality::Sdm);
+    nest.on(Field::VM_ENTRY_CONTROLS, 1 << 2);
+    nest.set(Field::GUEST_IA32_DEBUGCTL, 1 << 1);
+    nest.set(Field::EXCEPTION_BITMAP, 1 << 1);
+    nest.expect(VMCALL_EXIT, L2 + 1);
+    assert_eq!(nest.state().msrs.expect("MSRs")[&0x1d9], 0);
+    nest.set(Field::GUEST_RFLAGS, 2 | TF);
+    nest.set(Field::GUEST_RIP, L2);
+    let exit = nest.enter_for(1000);
+    assert!(matches!(exit, Exit::Unsupported { .. }), "{exit:?}");
 }

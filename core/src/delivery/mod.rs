@@ -111,6 +111,8 @@ pub fn apply_payload(cpu: &mut Cpu, exception: &Exception) {
                 dr6 & !DR6_RTM
             };
             cpu.debug.dr7 &= !DR7_GD;
+            // SDM Vol. 3B "IA32_DEBUGCTL MSR": a debug exception ends branch records and branch steps.
+            cpu.msrs.debugctl &= !DEBUGCTL_LBR_BTF;
         }
         _ => {}
     }
@@ -130,6 +132,7 @@ pub fn apply_payload(cpu: &mut Cpu, exception: &Exception) {
 
 const DR6_RTM: u64 = 1 << 16;
 const DR7_GD: u64 = 1 << 13;
+const DEBUGCTL_LBR_BTF: u64 = 0b11;
 
 /// RIP that the frame holds: behind the instruction for software events.
 const fn return_address(cpu: &Cpu, event: &Event) -> u64 {

@@ -88,11 +88,12 @@ pub(super) fn write_debugctl(cpu: &mut Cpu, value: u64) -> Result<(), MsrFault> 
     const LBR: u64 = 1 << 0;
     const BTF: u64 = 1 << 1;
     require(value & !(LBR | BTF) == 0)?;
-    if value != 0 && !cpu.model.as_kvm(Difference::WrittenDebugctl) {
-        return Err(MsrFault::Unsupported(
-            "last-branch records and BTF, SDM Vol. 3B \"IA32_DEBUGCTL MSR\"",
-        ));
-    }
-    cpu.msrs.debugctl = 0;
+    // There is no stack of branch records that LBR would fill; a single step with BTF is told of when it
+    // comes.
+    cpu.msrs.debugctl = if cpu.model.as_kvm(Difference::WrittenDebugctl) {
+        0
+    } else {
+        value
+    };
     Ok(())
 }

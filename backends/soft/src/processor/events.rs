@@ -22,8 +22,7 @@ impl Processor {
             Exception::DB => {
                 // The only #DB that the engine raises is the single-step trap; RIP is behind the
                 // instruction. It joins what is pending already, and a monitor trap comes first.
-                const BS: u64 = 1 << 14;
-                self.cpu.pending_debug |= BS;
+                self.single_step();
                 self.retire_breakpoints();
                 self.one_instruction = false;
                 self.iret_unblocks = false;
@@ -50,6 +49,18 @@ impl Processor {
             },
         };
         Err(exception.into())
+    }
+
+    /// The trap of an instruction that ran with RFLAGS.TF set.
+    pub(super) fn single_step(&mut self) {
+        /// BS in the pending-debug-exceptions field.
+        const BS: u64 = 1 << 14;
+        const BRANCHES_ONLY: u64 = 1 << 1;
+        self.cpu.pending_debug |= BS;
+        if self.cpu.msrs.debugctl & BRANCHES_ONLY != 0 {
+            self.unsupported =
+                Some("a single step with BTF set, SDM Vol. 3B \"Single-Stepping on Branches\"");
+        }
     }
 
     /// INT n, INT3, INTO, INT1.

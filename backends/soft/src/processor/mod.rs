@@ -346,9 +346,7 @@ impl Processor {
         self.cpu.regs.rflags &= !rflags::RF;
         self.cpu.tsc.ticks = self.cpu.tsc.ticks.wrapping_add(1);
         if self.cpu.regs.rflags & rflags::TF != 0 {
-            /// BS in the pending-debug-exceptions field.
-            const SINGLE_STEP: u64 = 1 << 14;
-            self.cpu.pending_debug |= SINGLE_STEP;
+            self.single_step();
         }
         self.retire_breakpoints();
         if self.in_l2() && self.intercepts.primary.contains(Primary::MONITOR_TRAP_FLAG) {
