@@ -202,7 +202,7 @@ fn the_causes_are_the_tables() {
     assert_eq!(rows[1..], causes);
     for (row, cause) in priority::BOUNDARY[1..].iter().zip(ALL) {
         if let Some(reason) = row.reason {
-            assert_eq!(u32::from(reason.0), cause.reason(), "{}", row.id);
+            assert_eq!(reason.0, cause.reason(), "{}", row.id);
         }
     }
 }
