@@ -1,8 +1,14 @@
 //! Runs a machine and answers its port accesses, the same on every backend.
 //!
-//! The 16550 follows "PC16550D Universal Asynchronous Receiver/Transmitter" by way of vm-superio;
+//! There are two machines: the small one here, which all backends share, and the PC of [`crate::pc`]
+//! in `driver/pc.rs`, which needs a backend with a time of its own.
+//!
+//! The small one's 16550 follows "PC16550D Universal Asynchronous Receiver/Transmitter" by way of vm-superio;
 //! no interrupt is wired, since the example guests poll. Ports without a device read all ones.
 
+mod pc;
+
+use crate::pc::Pc;
 use crate::ports;
 use nvmx_core::vcpu::{BackendError, Budget, Exit, NestedEvent, Result, Vm};
 use std::convert::Infallible;
@@ -24,6 +30,8 @@ pub enum Stop {
     Halted,
     /// Triple fault of L1.
     Shutdown,
+    /// The guest asked for a reset, through a device.
+    Reset,
     /// The budget is spent.
     Budget,
     /// The host could not enter the guest.
@@ -56,6 +64,7 @@ impl fmt::Display for Stop {
             Self::Checkpoint(id) => write!(f, "checkpoint {id:#x}"),
             Self::Halted => f.write_str("HLT with nothing to wait for"),
             Self::Shutdown => f.write_str("triple fault of L1"),
+            Self::Reset => f.write_str("reset by the guest"),
             Self::Budget => f.write_str("the limit of the run"),
             Self::FailEntry(reason) => {
                 write!(f, "a failed VM entry of the host, reason {reason:#x}")
@@ -105,6 +114,10 @@ impl Trigger for Unwired {
 /// The devices of a machine and what its guest said so far.
 pub struct Driver<W: Write = Vec<u8>> {
     serial: Serial<Unwired, vm_superio::serial::NoEvents, W>,
+    /// The devices of a PC, where the machine is one.
+    pc: Option<Box<Pc>>,
+    /// The PC's PIC asks for an interrupt, as vCPU 0 knows.
+    interrupt_line: bool,
     shutdown_match: usize,
     reports: Vec<u32>,
     events: Vec<NestedEvent>,
@@ -123,6 +136,8 @@ impl<W: Write> Driver<W> {
     pub fn new(serial: W) -> Self {
         Self {
             serial: Serial::new(Unwired, serial),
+            pc: None,
+            interrupt_line: false,
             shutdown_match: 0,
             reports: Vec::new(),
             events: Vec::new(),
@@ -159,12 +174,16 @@ impl<W: Write> Driver<W> {
         self.lost_events
     }
 
-    /// Runs vCPU 0 until something that is not a port access stops it.
+    /// Runs the machine until something that is not an access to a device stops it: vCPU 0 of the small
+    /// machine, all vCPUs of a PC.
     ///
     /// The limits of `budget` count over the whole call. A backend that takes a limit on instructions
     /// but does not say how many it ran cannot carry it over an exit: there the run also stops with
     /// [`Stop::Budget`] after the first port access, and the caller counts.
     pub fn run(&mut self, vm: &mut dyn Vm, budget: Budget) -> Result<Stop> {
+        if self.pc.is_some() {
+            return self.run_pc(vm, budget);
+        }
         let start = Instant::now();
         let first_event = self.events.len() as u64;
         let first_instruction = vm.vcpu(0).executed_instructions();

@@ -185,3 +185,10 @@ fn the_budget_counts_over_all_exits() {
     );
     assert_eq!(vm.exits.len(), 96);
 }
+
+#[test]
+fn a_pc_needs_a_backend_with_a_time_of_its_own() {
+    let config = crate::pc::Config::default();
+    let refused = Driver::pc(Vec::new(), &config, &mut Script::default());
+    assert!(matches!(refused, Err(BackendError::Unsupported(_))));
+}
