@@ -6,6 +6,7 @@
 //! ```
 
 use nvmx_core::personality;
+use nvmx_core::profiles::bochs::{self, DEPARTURES};
 use nvmx_core::profiles::{self, Profile, rows, why_not};
 use nvmx_core::vmx::capability::{Capability, ControlField, EptVpid};
 use nvmx_core::vmx::entry::checks::{self, Class, Enforcement};
@@ -124,8 +125,11 @@ fn controls(text: &mut String) {
 fn entry_rules(text: &mut String) {
     text.push_str(
         "\n## Rules of VM entry\n\nBy the SDM every rule holds. On KVM: \"software\" is KVM's own check, at VM \
-         entry and, where it says so, at `KVM_SET_NESTED_STATE`; \"processor\" is left to the processor that KVM \
-         runs on, and on `soft` as KVM to the model.\n\n| rule | must hold | else | kvm |\n|---|---|---|---|\n",
+         entry and, where it says so, at `KVM_SET_NESTED_STATE` (6.1 and 6.12 alike); \"processor\" is left to the \
+         processor that KVM runs on. `soft` enforces by its personality: all, or what KVM on a processor \
+         does. The last column has what is \
+         known to differ on Bochs 2.7.\n\n\
+         | rule | must hold | else | sdm | kvm | bochs |\n|---|---|---|---|---|---|\n",
     );
     for rule in checks::all() {
         let outcome = match rule.class {
@@ -140,9 +144,10 @@ fn entry_rules(text: &mut String) {
             Enforcement::Processor => "processor",
             Enforcement::Nobody => "nobody",
         };
+        let bochs = bochs::departure(rule.id).unwrap_or("·");
         let _ = writeln!(
             text,
-            "| `{}` | {} | {outcome} | {kvm} |",
+            "| `{}` | {} | {outcome} | yes | {kvm} | {bochs} |",
             rule.id, rule.text
         );
     }

@@ -2,6 +2,7 @@
 //! report them (SDM Vol. 3, appendix A "VMX Capability Reporting Facility"). A VM entry takes what it
 //! allows from the model's MSRs alone, so a profile decides all of it.
 
+pub mod bochs;
 mod bochs_cpuid;
 mod bochs_vmx;
 mod derive;
