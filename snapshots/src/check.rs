@@ -321,6 +321,9 @@ fn model(vcpu: &VcpuSnapshot, options: Options) -> (Model, String) {
     if let Some(personality) = options.personality {
         model.personality = personality;
     }
+    // Whatever the processor's own format is, the regions here have KVM's.
+    let basic = &mut model.vmx_msrs[0];
+    *basic = *basic & !0x7fff_ffff | u64::from(VMCS12_REVISION);
     (model, name)
 }
 

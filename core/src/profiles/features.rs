@@ -129,7 +129,6 @@ const NAMES: &[(Feature, &str, &str)] = &[
     (feature(7, 0, 1, 4), "HLE", NOT_EXECUTED),
     (feature(7, 0, 1, 5), "AVX2", VECTOR),
     (feature(7, 0, 1, 6), "FDP_EXCPTN_ONLY", NOT_MODELLED),
-    (INVPCID, "INVPCID", NOT_EXECUTED),
     (feature(7, 0, 1, 11), "RTM", NOT_EXECUTED),
     (feature(7, 0, 1, 12), "RDT-M", NO_COUNTERS),
     (
@@ -141,7 +140,6 @@ const NAMES: &[(Feature, &str, &str)] = &[
     (feature(7, 0, 1, 15), "RDT-A", NO_COUNTERS),
     (feature(7, 0, 1, 16), "AVX512F", VECTOR),
     (feature(7, 0, 1, 17), "AVX512DQ", VECTOR),
-    (RDSEED, "RDSEED", NOT_EXECUTED),
     (feature(7, 0, 1, 21), "AVX512_IFMA", VECTOR),
     (feature(7, 0, 1, 23), "CLFLUSHOPT", NOT_EXECUTED),
     (feature(7, 0, 1, 24), "CLWB", NOT_EXECUTED),
@@ -156,7 +154,6 @@ const NAMES: &[(Feature, &str, &str)] = &[
     (feature(7, 0, 2, 2), "UMIP", NOT_MODELLED),
     (feature(7, 0, 2, 3), "PKU", STATE),
     (feature(7, 0, 2, 4), "OSPKE", STATE),
-    (WAITPKG, "WAITPKG", NOT_EXECUTED),
     (feature(7, 0, 2, 6), "AVX512_VBMI2", VECTOR),
     (feature(7, 0, 2, 7), "CET_SS", STATE),
     (feature(7, 0, 2, 8), "GFNI", NOT_EXECUTED),
@@ -167,7 +164,6 @@ const NAMES: &[(Feature, &str, &str)] = &[
     (feature(7, 0, 2, 13), "TME", NOT_MODELLED),
     (feature(7, 0, 2, 14), "AVX512_VPOPCNTDQ", VECTOR),
     (feature(7, 0, 2, 16), "LA57", NOT_MODELLED),
-    (feature(7, 0, 2, 22), "RDPID", NOT_EXECUTED),
     (feature(7, 0, 2, 23), "Key Locker", STATE),
     (feature(7, 0, 2, 24), "bus-lock detection", NOT_MODELLED),
     (feature(7, 0, 2, 25), "CLDEMOTE", NOT_EXECUTED),
@@ -229,6 +225,18 @@ impl Feature {
                 what: place,
                 reason: NOT_MODELLED,
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_executed_needs_no_excuse() {
+        for (feature, name, reason) in NAMES {
+            assert!(!is_executed(*feature), "{name}: {reason}");
         }
     }
 }

@@ -8,7 +8,7 @@ const ALL: &str = "every control that vmx/controls.rs names";
 const SILICON: &str = "as on Sapphire Rapids";
 
 cpuid! {
-    /// Family, model and stepping of an Ice Lake; features as the software model runs them and more.
+    /// Family, model and stepping of an Ice Lake; every feature that has a name.
     CPUID:
     0x0000_0000       0x0000_001f 0x756e_6547 0x6c65_746e 0x4965_6e69;
     0x0000_0001       0x0007_06e5 0x0001_0800 0xffff_fbff 0xbfeb_fbff;
@@ -16,7 +16,7 @@ cpuid! {
     0x0000_0004 / 1   0x0000_0122 0x01c0_003f 0x0000_003f 0x0000_0000;
     0x0000_0004 / 2   0x0000_0143 0x01c0_003f 0x0000_03ff 0x0000_0000;
     0x0000_0006       0x0000_0004 0x0000_0000 0x0000_0000 0x0000_0000;
-    0x0000_0007 / 0   0x0000_0002 0xffff_ffff 0xffff_ffff 0xffff_ffff;
+    0x0000_0007 / 0   0x0000_0002 0xffff_ffff 0xfbc1_7ffe 0xffdd_4530;
     0x0000_000d / 0   0x0000_02e7 0x0000_0a88 0x0000_0a88 0x0000_0000;
     0x0000_000d / 1   0x0000_000f 0x0000_0988 0x0000_0100 0x0000_0000;
     0x8000_0000       0x8000_0008 0x0000_0000 0x0000_0000 0x0000_0000;

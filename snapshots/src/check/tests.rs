@@ -103,3 +103,13 @@ fn a_bare_region_is_told_by_its_revision() {
     assert!(super::region(&[0; VMCS12_SIZE]).is_none());
     assert!(super::region(&[]).is_none());
 }
+
+/// A region keeps KVM's format on whichever processor it is looked at.
+#[test]
+fn silicon_does_not_refuse_a_region_for_its_revision() {
+    let shadowing = specimen::guest_mode_with_shadow(Capability::new(&KVM_6_1_ICELAKE));
+    for name in ["skylake-sp", "sapphire-rapids", "kvm-6.12"] {
+        let audits = audit(&subject(shadowing.clone()), on(name));
+        assert!(audits[0].broken.is_empty(), "{}", audits[0]);
+    }
+}
