@@ -237,6 +237,18 @@ impl Runner<'_> {
         self.calls >= CALLS_PER_SLICE
     }
 
+    /// An instruction that reads and writes its operand needs the right to write before it reads.
+    fn may_write_too(&mut self, request: &FillRequest) -> Result<(), WalkFault> {
+        if !request.read_modify_write {
+            return Ok(());
+        }
+        let access = Access {
+            kind: AccessKind::Write,
+            ..Self::access(request)
+        };
+        self.processor.translate(request.vaddr, access).map(|_| ())
+    }
+
     fn access(request: &FillRequest) -> Access {
         Access {
             kind: kind(request.access),
@@ -332,7 +344,9 @@ impl Machine for Runner<'_> {
     fn mmio(&mut self, env: &mut Env, access: &Mmio) -> Action {
         sync_in(self.processor, env);
         self.processor.cpu.vmx.run_pending = false;
-        let exit = if let Some(apic_access) = self.processor.apic_access_exit(
+        let exit = if let Err(fault) = self.may_write_too(&access.request) {
+            self.processor.walk_fault(fault, true)
+        } else if let Some(apic_access) = self.processor.apic_access_exit(
             kind(access.request.access),
             L1Phys(access.gpa),
             access.request.size as usize,

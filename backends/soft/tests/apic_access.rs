@@ -177,6 +177,31 @@ fn the_page_counts_behind_ept_in_pages_of_any_size() {
         nest.enable_ept(leaf);
         every_access(&mut nest, ACCESS, &SOME);
     }
+    // An instruction that reads and writes tells EPT of both, and comes before the exit.
+    let code = assemble(L2, |a| {
+        a.xchg(dword_ptr(rbx), eax)?;
+        a.vmcall()
+    });
+    for (leaf, offset, expected) in [
+        (ACCESS | 0x31, 0x90, reason::EPT_VIOLATION),
+        (ACCESS | 0x37, 0x90, reason::APIC_ACCESS),
+        (ACCESS | 0x37, 0x80, reason::VMCALL),
+    ] {
+        let mut nest = nest(&code, Secondary::VIRTUALIZE_APIC_ACCESSES);
+        nest.enable_ept(Some(leaf));
+        nest.set_apic(0x80, 0x1234_5678);
+        nest.set_gpr(Gpr::Rbx, ACCESS + offset);
+        nest.set_gpr(Gpr::Rax, 0x90);
+        assert_eq!(nest.enter(), Entry::Exit(expected));
+        match expected {
+            reason::EPT_VIOLATION => assert_eq!(nest.get(Field::EXIT_QUALIFICATION) & 7, 3),
+            reason::VMCALL => {
+                assert_eq!(nest.gpr(Gpr::Rax), 0x1234_5678);
+                assert_eq!(nest.apic(0x80), 0x90);
+            }
+            _ => {}
+        }
+    }
     // Elsewhere in L2's physical memory; what L2 has at the page's own number is plain memory.
     let mut nest = nest(&VMCALL, Secondary::empty());
     nest.enable_ept(Some(PAGE | 0x37));
@@ -203,7 +228,7 @@ fn the_page_counts_behind_ept_in_pages_of_any_size() {
 }
 
 /// Instructions beside MOV with RBX at an offset, and the qualification of their exit; `None`: it runs.
-const OTHERS: [(&str, u64, Option<u64>, Build); 23] = [
+const OTHERS: [(&str, u64, Option<u64>, Build); 26] = [
     ("MOVAPS load", 0x80, Some(READ), |a| {
         a.movaps(xmm0, xmmword_ptr(rbx))
     }),
@@ -228,6 +253,9 @@ const OTHERS: [(&str, u64, Option<u64>, Build); 23] = [
     ("SETB", 0x90, Some(WRITE), |a| a.setb(byte_ptr(rbx))),
     ("RCL", 0x80, None, |a| a.rcl(dword_ptr(rbx), 1)),
     ("SETB", 0x80, None, |a| a.setb(byte_ptr(rbx))),
+    ("XCHG", 0x90, Some(READ), |a| a.xchg(dword_ptr(rbx), eax)),
+    ("XCHG", 0x80, None, |a| a.xchg(dword_ptr(rbx), eax)),
+    ("XOR", 0x80, None, |a| a.xor(eax, dword_ptr(rbx))),
     ("straddling load", 0xffe, Some(READ), |a| {
         a.mov(eax, dword_ptr(rbx))
     }),

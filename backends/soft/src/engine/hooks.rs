@@ -274,6 +274,13 @@ fn dispatch(shared: &mut Shared, number: i32) {
                 gpa: Some(gpa),
             }),
         ) => {
+            let mut request = request;
+            request.read_modify_write = request.access == Access::Read
+                && reads_and_writes(
+                    &mut shared.information,
+                    shared.env.instruction_bytes(),
+                    shared.env.code_size(),
+                );
             let access = Mmio { request, gpa };
             shared.call(|machine, env| machine.mmio(env, &access))
         }

@@ -67,7 +67,8 @@ pub struct FillRequest {
     /// A supervisor access with SMAP in force: CR4.SMAP is set and RFLAGS.AC is clear or the access
     /// is implicit.
     pub smap: bool,
-    /// A write that also reads, of an instruction whose load came first.
+    /// A write that also reads, of an instruction whose load came first; or a load from a device, of one
+    /// that also writes.
     pub read_modify_write: bool,
 }
 

@@ -46,6 +46,16 @@ impl Processor {
                     None => Ok(Done::Jumped),
                 }
             }
+            (Mnemonic::Xchg, _) => {
+                let register = instruction.op_register(1 - operand);
+                let other = self.source(instruction, 1 - operand)?;
+                let Some(value) = self.device_read(instruction, operand, size)? else {
+                    return Err(self.cannot(instruction));
+                };
+                let done = self.device_write(instruction, operand, size, other)?;
+                decode::write_register(&mut self.cpu, register, value);
+                Ok(done)
+            }
             (Mnemonic::And | Mnemonic::Or | Mnemonic::Xor, _) => {
                 let Some(value) = self.device_read(instruction, operand, size)? else {
                     return Err(self.cannot(instruction));
