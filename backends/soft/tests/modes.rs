@@ -502,3 +502,68 @@ fn process_context_identifiers() {
     not_64_bit(&mut nest);
     assert_eq!(nest.enter(), Entry::Exit(INVALID_GUEST_STATE));
 }
+
+/// A far call from 64-bit code into compatibility mode and back, with INTO there.
+#[test]
+fn into_compatibility_mode_and_back() {
+    for overflow in [false, true] {
+        // call far [PAGE]; vmcall
+        let mut code = vec![0xff, 0x1c, 0x25];
+        code.extend_from_slice(&(PAGE as u32).to_le_bytes());
+        code.extend_from_slice(&VMCALL);
+        let mut nest = Nest::new(&code);
+        // mov eax, 0x7fffffff; add eax, eax (or xor eax, eax); into; retf
+        let add = if overflow { 0x01 } else { 0x31 };
+        put(
+            &mut nest.vm,
+            PAGE2,
+            &[0xb8, 0xff, 0xff, 0xff, 0x7f, add, 0xc0, 0xce, 0xcb],
+        );
+        put(&mut nest.vm, PAGE, &(PAGE2 as u32).to_le_bytes());
+        put(&mut nest.vm, PAGE + 4, &[0x18, 0]);
+        nest.set(Field::EXCEPTION_BITMAP, 0xffff_ffff);
+        if overflow {
+            nest.expect(EXCEPTION, PAGE2 + 7);
+            assert_eq!(nest.get(Field::VM_EXIT_INTR_INFO), VALID | 6 << 8 | 4);
+            assert_eq!(nest.get(Field::GUEST_CS_SELECTOR), 0x18);
+        } else {
+            nest.expect(VMCALL_EXIT, L2 + 7);
+            assert_eq!(nest.get(Field::GUEST_CS_SELECTOR), 8);
+        }
+    }
+}
+
+/// #NM of an x87 instruction, by CR0.TS that L2 sets itself and by CR0.EM that L1 sets.
+#[test]
+fn device_not_available() {
+    const TS: u64 = 8;
+    const EM: u64 = 4;
+    // mov cr0, rbx; fnop; vmcall
+    let mut nest = Nest::new(&[&[0x0f, 0x22, 0xc3, 0xd9, 0xd0][..], &VMCALL].concat());
+    let cr0 = nest.get(Field::GUEST_CR0);
+    let mut regs = nest.regs();
+    regs.set(Gpr::Rbx, cr0 | TS);
+    nest.set_state(CpuState {
+        regs: Some(regs),
+        ..CpuState::default()
+    });
+    nest.set(Field::EXCEPTION_BITMAP, 1 << 7);
+    for value in [None, Some(cr0 | EM)] {
+        if let Some(value) = value {
+            nest.set(Field::GUEST_CR0, value);
+        }
+        nest.expect(EXCEPTION, L2 + 3);
+        assert_eq!(nest.get(Field::VM_EXIT_INTR_INFO), VALID | 3 << 8 | 7);
+    }
+    nest.set(Field::GUEST_CR0, cr0);
+    nest.expect(VMCALL_EXIT, L2 + 5);
+}
+
+/// RDPID needs "enable RDTSCP" as RDTSCP does, and CPUID's word.
+#[test]
+fn rdpid_is_undefined() {
+    let mut nest = Nest::new(&[0xf3, 0x0f, 0xc7, 0xf8]);
+    nest.set(Field::EXCEPTION_BITMAP, 1 << 6);
+    nest.expect(EXCEPTION, L2);
+    assert_eq!(nest.get(Field::VM_EXIT_INTR_INFO), VALID | 3 << 8 | 6);
+}
