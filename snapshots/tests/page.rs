@@ -217,6 +217,17 @@ fn divergences(text: &mut String) {
             policy.class.name()
         );
     }
+    text.push_str(
+        "\n### Bochs 2.7\n\nWhat the lab's processor does otherwise than the SDM.\n\n\
+         | concerns | what |\n|---|---|\n",
+    );
+    for row in DEPARTURES {
+        let concerns = match row.concerns {
+            "" => "·".to_owned(),
+            id => format!("`{id}`"),
+        };
+        let _ = writeln!(text, "| {concerns} | {} |", row.text);
+    }
 }
 
 fn page() -> String {
