@@ -4,6 +4,10 @@ mod rules;
 
 pub(crate) use rules::{Check, Profiles};
 
+mod guest;
+
+pub(crate) use guest::{Cpu, Guest, MachineKind};
+
 use crate::backend::Spec;
 use clap::{Args, Parser, Subcommand};
 use std::fmt;
@@ -78,36 +82,19 @@ pub(crate) struct Backends {
     pub(crate) json: bool,
 }
 
-/// The guest and its machine.
-#[derive(Debug, Args)]
-pub(crate) struct Guest {
-    /// A multiboot, ELF or Linux (bzImage) file, or example:NAME
-    pub(crate) image: String,
-    /// RAM, with K, M or G behind it; MiB without (default: 16M for example:NAME, else 128M)
-    #[arg(long, value_name = "SIZE", value_parser = memory)]
-    pub(crate) memory: Option<u64>,
-    /// Command line for the guest; multiboot puts the image's name before it, as QEMU does
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    pub(crate) append: String,
-    /// Files to load beside it: 'FILE[ ARGUMENTS][,FILE[ ARGUMENTS]...]', multiboot's modules or Linux' initrd
-    #[arg(long, value_name = "FILE")]
-    pub(crate) initrd: Option<String>,
-    /// How often an example goes through its scenarios
-    #[arg(long, value_name = "COUNT", default_value_t = 1)]
-    pub(crate) iterations: u32,
-}
-
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Exit status: what the guest writes to its debug-exit port 0xf4 decides. 0 is success and gives 0, and so does 0x10 of
 an example; any other value v gives v itself if it is 3 to 255, else 1 (QEMU would give 2v+1). Power-off and a final
 HLT give 0, a triple fault gives 1. Time-out, unsupported instructions and other trouble give 2.
 
-What the guest sends to its serial port goes to standard output as it comes.
+What the guest sends to its serial port goes to standard output as it comes. On pc, standard input goes to the
+guest's serial port.
 
 Examples:
   nvmx run example:exits
   nvmx run kernel.elf --backend kvm --memory 64M --append 'debug' --timeout 10
+  nvmx run kernel.flat --cpu skylake-sp --smp 2 --memory 512M --append 'test1 test2'
   nvmx run vmlinuz --initrd initrd.img --append 'console=ttyS0' --memory 512M --timeout 300
   nvmx run example:ept --backend lab:6.12 --trace
   nvmx run example:ept --trace=json 2>events.jsonl")]
@@ -117,9 +104,17 @@ pub(crate) struct Run {
     /// soft, kvm, remote:HOST:PORT, exec:COMMAND, lab, lab:6.1 or lab:6.12
     #[arg(long, value_name = "BACKEND", default_value = "soft")]
     pub(crate) backend: Spec,
+    /// The processor: a profile (max, skylake-sp, kvm-6.12, ...), or default for the backend's own; what a
+    /// profile has and soft does not execute is left out (default: max for images on soft, else default)
+    #[arg(long, value_name = "PROFILE")]
+    pub(crate) cpu: Option<Cpu>,
     /// Processors
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) smp: u8,
+    /// The devices around the processors: pc has what QEMU's pc has that hypervisors and test suites use, bare
+    /// a serial port and a debug exit (default: pc for images on soft, else bare)
+    #[arg(long, value_name = "MACHINE")]
+    pub(crate) machine: Option<MachineKind>,
     /// Whose behaviour soft shows where KVM's and the SDM's differ: kvm or sdm
     #[arg(long, value_name = "WHOSE")]
     pub(crate) personality: Option<nvmx_core::personality::Personality>,
@@ -175,35 +170,6 @@ impl fmt::Display for At {
             Self::End => f.write_str("end"),
         }
     }
-}
-
-impl Guest {
-    /// Whether nvmx brings the image along.
-    pub(crate) fn is_example(&self) -> bool {
-        self.image.starts_with("example:")
-    }
-
-    /// Bytes of RAM.
-    pub(crate) fn memory_size(&self) -> u64 {
-        let default = if self.is_example() { 16 } else { 128 };
-        self.memory.unwrap_or(default << 20)
-    }
-}
-
-/// Bytes of RAM as `--memory` has them: whole pages, up to 64 GiB.
-fn memory(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.as_bytes().last() {
-        Some(b'k' | b'K') => (&text[..text.len() - 1], 10),
-        Some(b'm' | b'M') => (&text[..text.len() - 1], 20),
-        Some(b'g' | b'G') => (&text[..text.len() - 1], 30),
-        _ => (text, 20),
-    };
-    let size = digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|n| n.checked_mul(1 << shift));
-    size.filter(|size| (1 << 20..=64 << 30).contains(size) && size % 4096 == 0)
-        .ok_or_else(|| "a size such as 512M, 2G or 65536K: whole pages, from 1M to 64G".into())
 }
 
 /// A number, decimal or with 0x.

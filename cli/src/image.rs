@@ -15,6 +15,8 @@ pub(crate) struct Guest {
     pub(crate) description: String,
     /// What to load.
     pub(crate) image: LoadedImage,
+    /// The files beside it, one after the other.
+    pub(crate) initrd: Vec<u8>,
 }
 
 /// What stands beside the image.
@@ -56,6 +58,7 @@ pub(crate) fn open(name: &str, extra: &Extra<'_>) -> anyhow::Result<Guest> {
     Ok(Guest {
         description: format!("{name}, {} bytes, crc32 {:08x}", bytes.len(), crc32(&bytes)),
         image,
+        initrd: contents.concat(),
     })
 }
 

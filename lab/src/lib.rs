@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`config`] | what a lab is made of: kernel, agent, CPU model, limits |
 //! | [`error`] | why a lab failed, at which stage, and what to do |
+//! | [`agent`] | the program inside, found or built |
 //! | [`cache`] | the unpacked kernels, and the script that makes them |
 //! | [`cpio`], [`initramfs`] | the guest's root file system |
 //! | [`vmlinux`], [`boot_code`], [`boot_disk`] | the disk that starts the kernel without a boot loader |
@@ -15,6 +16,7 @@
 //! | [`mailbox`], [`stream`], [`guest`] | the byte stream: layout on a shared disk, host's end, guest's end |
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod bochs;
 pub mod boot_code;
 pub mod boot_disk;

@@ -1,14 +1,19 @@
 //! `nvmx run`
 
 use super::{boot, load, time, trace};
-use crate::args::Run;
+use crate::args::{Cpu, MachineKind, Run};
+use crate::backend::{Machine, Spec};
 use crate::{DIFFERENT, SAME, TROUBLE, backend, output};
+use anyhow::Context;
+use nvmx_core::profiles::{self, Profile};
 use nvmx_core::trace::TraceHash;
 use nvmx_core::vcpu::{Budget, VmConfig};
-use nvmx_machine::{Driver, Stop};
+use nvmx_core::x86::{CpuState, msr};
+use nvmx_machine::{Driver, Stop, pc};
 use serde_json::json;
-use std::io::{self, Write};
-use std::time::Instant;
+use std::io::{self, Read, Write};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
 
 pub(crate) fn run(options: &Run) -> anyhow::Result<u8> {
     let limit = time(options.timeout)?;
@@ -17,14 +22,42 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<u8> {
         ..backend::config(options.guest.memory_size())
     };
     let guest = load(&options.guest)?;
-    let mut machine = backend::open_as(&options.backend, &config, options.personality)?;
+    let profile = profile(options);
+    let personality = options.personality.or_else(|| {
+        let profile = profile.filter(|_| options.backend == Spec::Soft)?;
+        Some(profile.personality())
+    });
+    let mut machine = backend::open_as(&options.backend, &config, personality)?;
+    if let Some(profile) = profile {
+        set_processor(&mut machine, profile, options.backend == Spec::Soft)?;
+    }
     boot(&mut machine, &guest)?;
-    let mut driver = Driver::new(Console::new(options.json));
+    let console = Console::new(options.json);
+    let pc = match options.machine {
+        Some(kind) => kind == MachineKind::Pc,
+        None => options.backend == Spec::Soft && !options.guest.is_example(),
+    };
+    let mut driver = if pc {
+        let config = pc::Config {
+            memory_size: config.memory_size,
+            processors: config.vcpus,
+            command_line: options.guest.append.clone(),
+            initrd: guest.initrd.clone(),
+        };
+        Driver::pc(console, &config, machine.vm.as_mut()).context("--machine pc")?
+    } else {
+        Driver::new(console)
+    };
+    let mut keyboard = pc.then(Keyboard::new);
     let mut checkpoints = 0_u64;
     let mut hash = TraceHash::default();
     let start = Instant::now();
     let stop = loop {
-        let left = limit.saturating_sub(start.elapsed());
+        let mut left = limit.saturating_sub(start.elapsed());
+        if let Some(keyboard) = &mut keyboard {
+            keyboard.type_into(&mut driver);
+            left = left.min(Keyboard::LOOK_EVERY);
+        }
         let stop = driver.run(machine.vm.as_mut(), Budget::time(left));
         let seen = driver.take_events();
         seen.iter().for_each(|event| hash.add(event));
@@ -34,6 +67,7 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<u8> {
         }
         match stop? {
             Stop::Checkpoint(_) => checkpoints += 1,
+            Stop::Budget => {}
             stop => break stop,
         }
         if limit <= start.elapsed() {
@@ -65,6 +99,89 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<u8> {
         stop => output::complain(&format!("the guest ended with {stop:?}")),
     }
     Ok(status)
+}
+
+/// The profile that the processors get; `None`: what the backend has by itself.
+fn profile(options: &Run) -> Option<&'static Profile> {
+    match options.cpu {
+        Some(Cpu::Default) => None,
+        Some(Cpu::Profile(profile)) => Some(profile),
+        None if options.backend == Spec::Soft && !options.guest.is_example() => {
+            profiles::find(profiles::DEFAULT)
+        }
+        None => None,
+    }
+}
+
+/// Makes the processors what the profile says; on soft, as far as soft executes it.
+fn set_processor(machine: &mut Machine, profile: &Profile, soft: bool) -> anyhow::Result<()> {
+    let state = if soft {
+        let fitted = profile.for_soft();
+        for dropped in &fitted.dropped {
+            tracing::debug!(
+                "--cpu {}: without {}: {}",
+                profile.name,
+                dropped.what,
+                dropped.reason
+            );
+        }
+        fitted.state()
+    } else {
+        let numbers = msr::IA32_VMX_BASIC..;
+        CpuState {
+            cpuid: Some(profile.cpuid.to_vec()),
+            msrs: Some(numbers.zip(profile.vmx_msrs()).collect()),
+            ..CpuState::default()
+        }
+    };
+    for index in 0..machine.vm.vcpu_count() {
+        machine
+            .vm
+            .vcpu(index)
+            .set_state(&state)
+            .with_context(|| format!("--cpu {}", profile.name))?;
+    }
+    Ok(())
+}
+
+/// Standard input on its way to the guest's serial port: read by a thread, which a run never waits for.
+struct Keyboard {
+    bytes: Receiver<u8>,
+    /// The byte that the serial port had no room for.
+    waiting: Option<u8>,
+}
+
+impl Keyboard {
+    /// How long what was typed may wait.
+    const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+    fn new() -> Self {
+        /// Read ahead of the guest.
+        const MOST: usize = 4096;
+        let (sender, bytes) = mpsc::sync_channel(MOST);
+        std::thread::spawn(move || {
+            for byte in io::stdin().lock().bytes() {
+                let Ok(byte) = byte else { return };
+                if sender.send(byte).is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            bytes,
+            waiting: None,
+        }
+    }
+
+    /// Types what the serial port has room for.
+    fn type_into<W: Write>(&mut self, driver: &mut Driver<W>) {
+        while let Some(byte) = self.waiting.take().or_else(|| self.bytes.try_recv().ok()) {
+            if !driver.type_byte(byte) {
+                self.waiting = Some(byte);
+                return;
+            }
+        }
+    }
 }
 
 /// Where the guest's serial port writes to.
@@ -133,7 +250,7 @@ fn status(stop: &Stop, example: bool) -> u8 {
             Ok(value) if value > TROUBLE => value,
             _ => DIFFERENT,
         },
-        Stop::Shutdown => DIFFERENT,
+        Stop::Shutdown | Stop::Reset => DIFFERENT,
         _ => TROUBLE,
     }
 }
