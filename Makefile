@@ -1,5 +1,5 @@
 # What people and CI run. `make demo` needs neither root (once packages are there) nor the lab.
-.PHONY: demo demo-snapshots test check lab
+.PHONY: demo demo-snapshots test check docs lab
 
 demo:
 	./setup.sh
@@ -17,6 +17,10 @@ check:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps
+
+# Writes docs/rules.md out of the tables in the code; a test holds the two together.
+docs:
+	NVMX_WRITE_DOCS=1 cargo test --quiet --locked -p nvmx-snapshots --test page
 
 # Packages and kernels for the lab, cached in ~/.cache/nvmx (NVMX_CACHE overrides).
 lab:

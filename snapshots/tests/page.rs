@@ -1,9 +1,5 @@
 //! docs/rules.md is made of the tables in the code: this writes it anew and holds the committed one against
-//! it. To write it:
-//!
-//! ```text
-//! NVMX_WRITE_DOCS=1 cargo test -p nvmx-snapshots --test page
-//! ```
+//! it. `make docs` writes it.
 
 use nvmx_core::personality;
 use nvmx_core::profiles::bochs::{self, DEPARTURES};
@@ -31,9 +27,7 @@ const COLUMNS: &[&str] = &[
 const HEAD: &str = "\
 # Rules and controls
 
-Made of the tables in the code; do not edit. To write it anew:
-
-    NVMX_WRITE_DOCS=1 cargo test -p nvmx-snapshots --test page
+Made of the tables in the code; do not edit. `make docs` writes it anew.
 
 - [Controls](#controls): what each processor offers (`nvmx profiles`), and what `soft` carries out
 - [Rules of VM entry](#rules-of-vm-entry): who enforces each
@@ -257,8 +251,7 @@ fn the_page_is_what_the_tables_say() {
         .map_or(0, |at| at + 1);
     assert!(
         committed == page,
-        "docs/rules.md is not what the tables say, from line {line} on; write it anew with \
-         NVMX_WRITE_DOCS=1 cargo test -p nvmx-snapshots --test page"
+        "docs/rules.md is not what the tables say, from line {line} on: `make docs` writes it anew"
     );
 }
 
