@@ -183,6 +183,11 @@ differences! {
         kvm: "it is dropped, and a pending MTF VM exit with it"
             in "vmx_check_nested_events"
         why: "the INIT is taken from the APIC before the state is looked at";
+    ApicReset "apic-reset" "Enabling or Disabling the Local APIC"
+        sdm: "a local APIC that IA32_APIC_BASE enables again is in its state after power-up"
+        kvm: "its registers are what they were, but for the id"
+            in "kvm_lapic_set_base"
+        why: "disabling it in software is what guests do";
     Abort "abort" "VMX Aborts"
         sdm: "a VMX abort writes its indicator into the VMCS and shuts down"
         kvm: "no indicator is written; L1 gets a triple fault"

@@ -391,3 +391,53 @@ fn messages_reach_their_apic_and_the_end_of_a_level_is_told() -> Result<(), Iced
     );
     Ok(())
 }
+
+#[test]
+fn without_an_enabled_apic_cpuid_has_none_and_its_page_is_a_device() -> Result<(), IcedError> {
+    let mut vm = machine(1);
+    let mut a = CodeAssembler::new(64)?;
+    for (base, register) in [(0xfee0_0100, r8), (0xfee0_0900, r9)] {
+        wrmsr_to(&mut a, APIC_BASE, 0, base)?;
+        a.mov(eax, 1)?;
+        a.xor(ecx, ecx)?;
+        a.cpuid()?;
+        a.mov(register, rdx)?;
+        // Its page, through one of memory that the tables map there.
+        a.mov(r10d, dword_ptr(0x1f_0030))?;
+    }
+    a.hlt()?;
+    place(&mut vm, CODE, a);
+    // 4-KiB pages: identity but for 0x1f0000, which is the APIC's.
+    for page in 0..512_u64 {
+        let physical = if page == 0x1f0 {
+            0xfee0_0000
+        } else {
+            page << 12
+        };
+        bare::put(&mut vm, 0x10_0000 + 8 * page, &(physical | 7).to_le_bytes());
+    }
+    bare::put(&mut vm, bare::PAGING + 0x2000, &0x10_0007_u64.to_le_bytes());
+    vm.set_state(&long_mode(CODE)).expect("state");
+    let (index, exit) = run_all(&mut vm);
+    assert_eq!(index, 0);
+    assert!(
+        matches!(exit, Exit::MmioRead { address, .. } if address.0 == 0xfee0_0030),
+        "{exit:?}"
+    );
+    vm.complete_read(0xffff_ffff).expect("waits");
+    let registers = |vm: &mut SoftVm| {
+        let state = vm.state(Parts::Registers).expect("state");
+        state.regs.expect("registers")
+    };
+    assert_eq!(registers(&mut vm).get(Gpr::R10), 0xffff_ffff);
+    assert_eq!(run_all(&mut vm), (0, Exit::Hlt));
+    let regs = registers(&mut vm);
+    let presence = [Gpr::R8, Gpr::R9].map(|gpr| regs.get(gpr) >> 9 & 1);
+    assert_eq!(presence, [0, 1]);
+    assert_eq!(
+        regs.get(Gpr::R10),
+        0x5_0014,
+        "the version, by the APIC itself"
+    );
+    Ok(())
+}

@@ -104,13 +104,27 @@ impl Apic {
 
     /// Follows a write of IA32_APIC_BASE that [`crate::msr::write`] accepted.
     pub fn set_base(&mut self, value: u64) {
-        let was_x2apic = self.is_x2apic();
+        let (was_enabled, was_x2apic) = (self.is_enabled(), self.is_x2apic());
         self.base = value;
+        if self.is_enabled() && !was_enabled {
+            // The id that software gave it is gone.
+            self.set(ID, self.initial_id << 24);
+        }
         if self.is_x2apic() && !was_x2apic {
             // SDM Vol. 3A "Deriving Logical x2APIC ID from the Local x2APIC ID".
             let id = self.initial_id;
             self.set(ID, id << 24);
             self.set(LDR, (id >> 4) << 16 | 1 << (id & 15));
+        }
+    }
+
+    /// [`Apic::set_base`], and what silicon does where it enables the APIC again: the state after power-up
+    /// (SDM Vol. 3A "Enabling or Disabling the Local APIC"). Other than KVM, which keeps the registers.
+    pub fn set_base_and_reset(&mut self, value: u64) {
+        let was_enabled = self.is_enabled();
+        self.set_base(value);
+        if self.is_enabled() && !was_enabled {
+            self.init();
         }
     }
 
@@ -124,7 +138,9 @@ impl Apic {
         }
     }
 
-    const fn is_enabled(&self) -> bool {
+    /// Whether IA32_APIC_BASE enables it.
+    #[must_use]
+    pub const fn is_enabled(&self) -> bool {
         self.base & BASE_ENABLE != 0
     }
 

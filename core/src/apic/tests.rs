@@ -166,6 +166,79 @@ fn tsc_deadline() {
 }
 
 #[test]
+fn an_apic_that_is_enabled_again_has_its_id_back_and_on_silicon_all_else_too() {
+    for resets in [false, true] {
+        let mut apic = Apic::new(3, 1);
+        let _ = apic.write(SPURIOUS, 0x1ff, 0);
+        let _ = apic.write(ID, 0x0900_0000, 0);
+        let _ = apic.write(TPR, 0x20, 0);
+        apic.accept(0x55, false);
+        let enabled = apic.base();
+        apic.set_base(enabled & !BASE_ENABLE);
+        assert_eq!(apic.mmio_base(), None);
+        assert_eq!(apic.pending_interrupt(), None);
+        assert!(
+            apic.accepts_pic_interrupt(),
+            "the line goes to the processor"
+        );
+        if resets {
+            apic.set_base_and_reset(enabled);
+        } else {
+            apic.set_base(enabled);
+        }
+        assert_eq!(apic.read(ID, 0), 0x0300_0000);
+        assert_eq!(apic.read(TPR, 0), if resets { 0 } else { 0x20 });
+        assert_eq!(apic.read(SPURIOUS, 0), if resets { 0xff } else { 0x1ff });
+        let waits = (!resets).then_some(0x55);
+        assert_eq!(apic.pending_interrupt(), waits);
+    }
+}
+
+/// Message address and data; the interrupt command that they are.
+#[test]
+fn messages_are_interrupt_commands() {
+    for (address, data, command) in [
+        (0xfee0_0000, 0x31, Some(0x31)),
+        (0xfee0_5000, 0xc031, Some(5 << 32 | 0xc031)),
+        (0xfee0_5004, 0x131, Some(5 << 32 | 0x931)),
+        // The redirection hint asks for one of a logical destination.
+        (0xfee0_300c, 0x31, Some(3 << 32 | 0x931)),
+        (0xfee0_3008, 0x31, Some(3 << 32 | 0x31)),
+        (0xfeef_f000, 0x31, Some(0xffff_ffff << 32 | 0x31)),
+        (0xfee0_0000, 0xffff_3831, Some(0x31)),
+        (0xfed0_0000, 0x31, None),
+        (1 << 32 | 0xfee0_0000, 0x31, None),
+    ] {
+        assert_eq!(
+            message_command(address, data),
+            command,
+            "{address:#x} {data:#x}"
+        );
+    }
+}
+
+#[test]
+fn the_trigger_mode_of_an_ipi_makes_no_level() {
+    let mut apic = Apic::new(0, 1);
+    let _ = apic.write(SPURIOUS, 0x1ff, 0);
+    let effect = apic.write(ICR, 0xc055, 0);
+    let ApicEffect::Ipi(command) = effect else {
+        panic!("{effect:?}");
+    };
+    assert_eq!(apic.read(ICR, 0), 0xc055, "never busy");
+    let _ = apic.receive(command, true);
+    assert_eq!(apic.acknowledge(), Some(0x55));
+    assert_eq!(apic.write(EOI, 0, 0), ApicEffect::None);
+    // A message's does.
+    let level = message_command(0xfee0_0000, 0xc055).expect("a message");
+    let _ = apic.receive(level, false);
+    assert_eq!(apic.acknowledge(), Some(0x55));
+    assert_eq!(apic.write(EOI, 0, 0), ApicEffect::EndOfInterrupt(0x55));
+    let _ = apic.receive(level & !(1 << 14), false);
+    assert_eq!(apic.acknowledge(), None, "the end of a level");
+}
+
+#[test]
 fn x2apic_mode() {
     let mut apic = Apic::new(0x25, 1);
     assert_eq!(apic.msr_read(0x802, 0), Err(ApicFault), "not in xAPIC mode");

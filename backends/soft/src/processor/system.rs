@@ -7,6 +7,7 @@ use crate::decode;
 use iced_x86::{Code, Instruction, Mnemonic};
 use nvmx_core::cpu::{Activity, Interruptibility};
 use nvmx_core::msr::{self, MsrEffect, MsrFault, MsrRead};
+use nvmx_core::personality::Difference;
 use nvmx_core::vmx::entry;
 use nvmx_core::vmx::exit::{self, VmExit};
 use nvmx_core::vmx::intercepts::{DescriptorTableInstruction, SystemSegmentInstruction};
@@ -40,12 +41,18 @@ impl Processor {
             self.cpu.regs.get(Gpr::Rax) as u32,
             self.cpu.regs.get(Gpr::Rcx) as u32,
         );
-        let [eax, mut ebx, mut ecx, edx] = cpuid::lookup(&self.cpu.model.cpuid, leaf, subleaf);
+        let [eax, mut ebx, mut ecx, mut edx] = cpuid::lookup(&self.cpu.model.cpuid, leaf, subleaf);
         if leaf == 1 {
             // These bits follow the processor's state (SDM Vol. 2A "CPUID").
             ecx &= !leaf1_ecx::OSXSAVE;
             if self.cpu.sregs.cr4 & cr4::OSXSAVE != 0 {
                 ecx |= leaf1_ecx::OSXSAVE;
+            }
+            // No APIC that is disabled globally (SDM Vol. 3A "Presence of the Local APIC").
+            const APIC: u32 = 1 << 9;
+            edx &= !APIC;
+            if self.apic.is_enabled() {
+                edx |= APIC;
             }
         }
         if leaf == 7 && subleaf == 0 {
@@ -168,7 +175,11 @@ impl Processor {
                 self.apic_effect(effect)?;
             }
             Ok(MsrEffect::ApicBase(base)) => {
-                self.apic.set_base(base);
+                if self.cpu.model.as_kvm(Difference::ApicReset) {
+                    self.apic.set_base(base);
+                } else {
+                    self.apic.set_base_and_reset(base);
+                }
                 self.effects.flush = true;
             }
             Ok(MsrEffect::Efer) => self.address_space_changed(),
