@@ -7,8 +7,8 @@ use common::bare::{self, CODE, MEMORY, Mode, Random};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use nvmx_core::addr::L1Phys;
-use nvmx_core::vcpu::{Budget, Vcpu, Vm, VmConfig};
-use nvmx_core::x86::CpuState;
+use nvmx_core::vcpu::{Budget, Parts, Vcpu, Vm, VmConfig};
+use nvmx_core::x86::{CpuState, MpState};
 use nvmx_machine::pc::Config;
 use nvmx_machine::{Driver, Stop};
 use nvmx_soft::SoftVm;
@@ -16,6 +16,8 @@ use nvmx_soft::SoftVm;
 /// Where handlers count.
 const COUNT: u64 = 0x3000;
 const HANDLERS: u64 = 0x1_4000;
+/// Code of the second processor.
+const SECOND: u64 = 0x1_8000;
 const IOAPIC: u64 = 0xfec0_0000;
 const APIC: u64 = 0xfee0_0000;
 const APIC_EOI: u64 = APIC + 0xb0;
@@ -39,6 +41,8 @@ enum End {
 
 struct Guest {
     code: CodeAssembler,
+    /// What a second processor runs, if there is one.
+    second: Option<CodeAssembler>,
     handlers: Vec<(u8, Vec<u8>)>,
 }
 
@@ -46,6 +50,7 @@ impl Guest {
     fn new() -> Result<Self, IcedError> {
         let mut guest = Self {
             code: CodeAssembler::new(32)?,
+            second: None,
             handlers: Vec::new(),
         };
         // The local APIC passes the PIC's interrupts on.
@@ -149,7 +154,10 @@ impl Guest {
     }
 
     fn run(mut self) -> Result<Outcome, IcedError> {
-        let code = self.code.assemble(CODE)?;
+        let mut code = vec![(CODE, self.code.assemble(CODE)?)];
+        if let Some(second) = &mut self.second {
+            code.push((SECOND, second.assemble(SECOND)?));
+        }
         let once = play(&code, &self.handlers, None);
         let again = play(&code, &self.handlers, None);
         assert_eq!(once, again, "the same to the bit");
@@ -177,46 +185,51 @@ struct Outcome {
     now: u64,
     executed: Option<u64>,
     serial: Vec<u8>,
-    state: CpuState,
+    states: Vec<CpuState>,
 }
 
-fn machine() -> (SoftVm, Driver) {
+fn machine(vcpus: usize) -> (SoftVm, Driver) {
     let mut vm = SoftVm::new(&VmConfig {
         memory_size: MEMORY,
-        vcpus: 1,
+        vcpus,
     })
     .expect("a machine");
     bare::furnish(&mut vm, false);
     let config = Config {
         memory_size: MEMORY,
-        processors: 1,
+        processors: vcpus,
         ..Config::default()
     };
     let driver = Driver::pc(Vec::new(), &config, &mut vm).expect("a PC");
     (vm, driver)
 }
 
-/// 32-bit protected mode, flat, at [`CODE`].
-fn protected_mode() -> CpuState {
+/// 32-bit protected mode, flat.
+fn protected_mode(rip: u64) -> CpuState {
     let mut state = bare::state(Mode::Protected0, &mut Random(1));
     if let Some(regs) = &mut state.regs {
         regs.gpr = [0; 16];
+        regs.rip = rip;
         regs.rflags = 2;
-        regs.set(nvmx_core::x86::Gpr::Rsp, bare::STACK);
+        regs.set(nvmx_core::x86::Gpr::Rsp, bare::STACK + (rip & 0xf000));
     }
+    state.mp_state = Some(MpState::Runnable);
     state
 }
 
-fn play(code: &[u8], handlers: &[(u8, Vec<u8>)], piece: Option<u64>) -> Outcome {
-    let (mut vm, mut driver) = machine();
-    bare::put(&mut vm, CODE, code);
+fn play(code: &[(u64, Vec<u8>)], handlers: &[(u8, Vec<u8>)], piece: Option<u64>) -> Outcome {
+    let (mut vm, mut driver) = machine(code.len());
+    for (index, (address, bytes)) in code.iter().enumerate() {
+        bare::put(&mut vm, *address, bytes);
+        let state = protected_mode(*address);
+        vm.vcpu(index).set_state(&state).expect("state");
+    }
     for ((vector, bytes), address) in handlers.iter().zip((HANDLERS..).step_by(0x100)) {
         bare::put(&mut vm, address, bytes);
         let gate = address & 0xffff | 0x18 << 16 | 0x8e00 << 32 | (address >> 16) << 48;
         let at = bare::IDT + 8 * u64::from(*vector);
         bare::put(&mut vm, at, &gate.to_le_bytes());
     }
-    vm.set_state(&protected_mode()).expect("state");
     let stop = loop {
         let budget = Budget {
             instructions: piece,
@@ -236,7 +249,9 @@ fn play(code: &[u8], handlers: &[(u8, Vec<u8>)], piece: Option<u64>) -> Outcome 
         now: vm.now().expect("a clock"),
         executed: vm.executed_instructions(),
         serial: driver.serial().clone(),
-        state: vm.state(nvmx_core::vcpu::Parts::All).expect("state"),
+        states: (0..code.len())
+            .map(|index| vm.vcpu(index).state(Parts::All).expect("state"))
+            .collect(),
     }
 }
 
@@ -366,6 +381,38 @@ fn the_serial_port_interrupts_when_it_can_send() -> Result<(), IcedError> {
 }
 
 #[test]
+fn the_io_apic_reaches_the_second_processor_and_the_pic_the_first() -> Result<(), IcedError> {
+    let mut guest = Guest::new()?;
+    guest.handler(0x40, End::Apic)?;
+    guest.handler(0x30, End::Pic)?;
+    guest.redirect(2, 0x40)?;
+    guest.store(IOAPIC, 0x15)?;
+    guest.store(IOAPIC + 0x10, 1 << 24)?;
+    guest.timer(1000)?;
+    guest.out(0x21, 0xfe)?;
+    // The first takes every tick from the PIC, and never ends the run.
+    guest.sleep_until(u32::MAX)?;
+    let mut second = CodeAssembler::new(32)?;
+    store(&mut second, APIC_SPURIOUS, 0x1ff)?;
+    let mut wait = second.create_label();
+    second.set_label(&mut wait)?;
+    second.sti()?;
+    second.hlt()?;
+    second.cli()?;
+    second.inc(ebx)?;
+    second.cmp(ebx, 3)?;
+    second.jb(wait)?;
+    second.mov(al, 7)?;
+    second.out(0xf4, al)?;
+    guest.second = Some(second);
+    let outcome = guest.run()?;
+    assert_eq!(outcome.stop, Stop::DebugExit(7));
+    // Both counted; the first may not have come to its third.
+    assert!((5..=6).contains(&outcome.count), "{}", outcome.count);
+    Ok(())
+}
+
+#[test]
 fn nothing_to_wait_for_ends_the_run() -> Result<(), IcedError> {
     let mut guest = Guest::new()?;
     // The timer runs, but nobody listens.
@@ -376,7 +423,7 @@ fn nothing_to_wait_for_ends_the_run() -> Result<(), IcedError> {
 }
 
 #[test]
-fn a_spurious_request_ends_at_line_7() -> Result<(), IcedError> {
+fn a_level_that_falls_in_time_is_never_seen() -> Result<(), IcedError> {
     let mut guest = Guest::new()?;
     guest.handler(0x37, End::Apic)?;
     // Level-triggered line 5 rises and falls while interrupts are off.
@@ -418,7 +465,7 @@ fn tables_are_in_memory_and_the_configuration_device_copies() -> Result<(), Iced
     a.out(dx, ax)?;
     let outcome = guest.run()?;
     assert_eq!(outcome.stop, Stop::PowerOff);
-    let regs = outcome.state.regs.expect("registers");
+    let regs = outcome.states[0].regs.expect("registers");
     use nvmx_core::x86::Gpr::{Rbx, Rcx, Rsi};
     assert_eq!(regs.get(Rbx), MEMORY);
     assert_eq!(regs.get(Rcx), 0, "no error");
@@ -428,7 +475,7 @@ fn tables_are_in_memory_and_the_configuration_device_copies() -> Result<(), Iced
 
 #[test]
 fn a_machine_of_another_size_is_refused() {
-    let (mut vm, _) = machine();
+    let (mut vm, _) = machine(1);
     for (memory_size, processors) in [(MEMORY + 4096, 1), (MEMORY, 2)] {
         let config = Config {
             memory_size,
