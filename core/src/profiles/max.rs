@@ -33,7 +33,7 @@ vmx! {
     0x482 0xfffb_fffe_0401_e172 ALL;
     0x483 0xffff_ffff_0003_6dff ALL;
     0x484 0x00ff_ffff_0000_11ff ALL;
-    0x485 0x0000_0000_7004_c1e5 "as on Sapphire Rapids, but for KVM's rate of the preemption timer";
+    0x485 0x0000_0000_7004_c1e0 "as on Sapphire Rapids, but the preemption timer counts every tick of the TSC, which is slow on soft";
     0x486 0x0000_0000_8000_0021 SILICON;
     0x487 0x0000_0000_ffff_ffff SILICON;
     0x488 0x0000_0000_0000_2000 SILICON;
