@@ -150,7 +150,10 @@ fn images_that_are_none_are_refused() {
         &["run", "example:exits", "--backend", "qemu"],
         &["known are soft, kvm"],
     );
-    refused(&["run", "example:exits", "--memory", "0"], &["invalid value '0' for '--memory"]);
+    refused(
+        &["run", "example:exits", "--memory", "0"],
+        &["invalid value '0' for '--memory"],
+    );
 }
 
 #[test]

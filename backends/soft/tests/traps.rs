@@ -213,6 +213,29 @@ fn an_intercepted_single_step_leaves_dr6_alone() {
     }
 }
 
+/// A repeated string instruction traps behind each iteration (SDM Vol. 3B "Single-Step Exception
+/// Condition").
+#[test]
+fn a_single_step_stops_between_iterations() {
+    let mut nest = Nest::new(&[&[0xf3, 0xaa, 0x90][..], &VMCALL].concat());
+    let mut regs = nest.regs();
+    regs.gpr[1] = 3;
+    regs.gpr[7] = PAGE;
+    nest.set_state(CpuState {
+        regs: Some(regs),
+        ..CpuState::default()
+    });
+    nest.set(Field::EXCEPTION_BITMAP, 1 << 1);
+    nest.set(Field::GUEST_RFLAGS, 2 | TF);
+    for left in [2, 1] {
+        nest.expect(EXCEPTION, L2);
+        assert_eq!(nest.regs().gpr[1], left);
+        assert_eq!(nest.get(Field::EXIT_QUALIFICATION), BS);
+    }
+    assert_eq!(nest.enter(), Entry::Exit(EXCEPTION));
+    assert_eq!(nest.regs().gpr[1], 0);
+}
+
 /// Delivered to L2 it sets DR6, and the handler runs with TF clear.
 #[test]
 fn a_single_step_of_l2_reaches_its_handler() {
