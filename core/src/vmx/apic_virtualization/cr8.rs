@@ -13,7 +13,7 @@ impl ApicVirtualization {
         u64::from(self.task_priority(memory) >> 4)
     }
 
-    /// MOV to CR8 with "use TPR shadow": bits 3:0 become VTPR[7:4], the rest of VTPR is cleared.
+    /// MOV to CR8 with "use TPR shadow": bits 3:0 become VTPR\[7:4\], the rest of VTPR is cleared.
     pub fn write_cr8<M: GuestMemory + ?Sized>(
         &self,
         vmcs12: &Vmcs12,
