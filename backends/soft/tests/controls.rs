@@ -86,7 +86,8 @@ fn undefined_unless_enabled_and_exits_where_asked() {
     let none = Primary::empty();
     let wait = Secondary::ENABLE_USER_WAIT_AND_PAUSE;
     // Code, primary and secondary controls, exit reason, instruction information.
-    let rows: [(&[u8], Primary, Secondary, u32, Option<u64>); 17] = [
+    type Row = (&'static [u8], Primary, Secondary, u32, Option<u64>);
+    let rows: [Row; 17] = [
         (
             &INVPCID,
             Primary::INVLPG_EXITING,
