@@ -7,7 +7,8 @@ use crate::{DIFFERENT, SAME, TROUBLE, backend, output};
 use anyhow::Context;
 use nvmx_core::profiles::{self, Profile};
 use nvmx_core::trace::TraceHash;
-use nvmx_core::vcpu::{Budget, VmConfig};
+use nvmx_core::vcpu::{Budget, Parts, VmConfig};
+use nvmx_core::x86::cpuid::{self, CpuidEntry};
 use nvmx_core::x86::{CpuState, msr};
 use nvmx_machine::{Driver, Stop, pc};
 use serde_json::json;
@@ -134,14 +135,38 @@ fn set_processor(machine: &mut Machine, profile: &Profile, soft: bool) -> anyhow
             ..CpuState::default()
         }
     };
-    for index in 0..machine.vm.vcpu_count() {
-        machine
-            .vm
-            .vcpu(index)
-            .set_state(&state)
+    let count = machine.vm.vcpu_count();
+    for index in 0..count {
+        let vcpu = machine.vm.vcpu(index);
+        let own = vcpu.state(Parts::All)?.cpuid.unwrap_or_default();
+        let mut state = state.clone();
+        if let Some(cpuid) = state.cpuid.as_mut().filter(|_| count > 1) {
+            keep_topology(cpuid, &own);
+        }
+        vcpu.set_state(&state)
             .with_context(|| format!("--cpu {}", profile.name))?;
     }
     Ok(())
+}
+
+/// Which processor this is, and among how many, stays the machine's (SDM Vol. 3A "Hierarchical Mapping of
+/// Shared Resources"): the initial APIC id and the number of ids in leaf 1, and leaf 0xb.
+/// Leaf 0x1f would go before that one, so it goes.
+fn keep_topology(cpuid: &mut Vec<CpuidEntry>, own: &[CpuidEntry]) {
+    const IDS: u32 = 0xffff_0000;
+    const SEVERAL: u32 = 1 << 28;
+    const TOPOLOGY: u32 = 0xb;
+    const TOPOLOGY_V2: u32 = 0x1f;
+    let Some(from) = cpuid::find(own, 1, 0) else {
+        return;
+    };
+    for entry in cpuid.iter_mut().filter(|entry| entry.leaf == 1) {
+        entry.ebx = entry.ebx & !IDS | from.ebx & IDS;
+        entry.edx = entry.edx & !SEVERAL | from.edx & SEVERAL;
+    }
+    cpuid.retain(|entry| ![TOPOLOGY, TOPOLOGY_V2].contains(&entry.leaf));
+    cpuid.extend(own.iter().filter(|entry| entry.leaf == TOPOLOGY));
+    cpuid.sort_by_key(|entry| (entry.leaf, entry.subleaf));
 }
 
 /// Standard input on its way to the guest's serial port: read by a thread, which a run never waits for.
@@ -258,6 +283,36 @@ fn status(stop: &Stop, example: bool) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_profile_leaves_each_processor_its_number() {
+        let leaf = |leaf, subleaf, ebx, edx| CpuidEntry {
+            leaf,
+            subleaf,
+            ebx,
+            edx,
+            ..CpuidEntry::default()
+        };
+        let own = [
+            leaf(1, 0, 0x0302_0800, 1 << 28 | 1),
+            leaf(0xb, 0, 1, 3),
+            leaf(0xb, 1, 4, 3),
+        ];
+        let mut cpuid = vec![
+            leaf(0, 0, 7, 0),
+            leaf(1, 0, 0x0010_0444, 6),
+            leaf(0xb, 0, 9, 9),
+            leaf(0x1f, 0, 9, 9),
+        ];
+        keep_topology(&mut cpuid, &own);
+        let expected = [
+            leaf(0, 0, 7, 0),
+            leaf(1, 0, 0x0302_0444, 1 << 28 | 6),
+            own[1],
+            own[2],
+        ];
+        assert_eq!(cpuid, expected);
+    }
 
     #[test]
     fn the_guests_word_decides_but_trouble_stays_two() {
