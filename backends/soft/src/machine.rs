@@ -5,7 +5,7 @@ use crate::engine::{
     Access as EngineAccess, Action, Env, Fault, Fill, FillRequest, Intercept, Intercepts, Machine,
     Mmio, NativeMsr, TlbEntry,
 };
-use crate::processor::{Processor, kind};
+use crate::processor::{Processor, kind, may_be_xsave};
 use iced_x86::Register;
 use nvmx_core::addr::L1Phys;
 use nvmx_core::cpu::Interruptibility;
@@ -103,6 +103,9 @@ pub(crate) fn sync_out(processor: &mut Processor, env: &mut Env) {
     }
     if effects.controls {
         env.set_intercepts(intercepts(processor));
+    }
+    if effects.fpu {
+        env.set_fxsave(&processor.fpu);
     }
     if effects.native_once {
         env.run_natively_once();
@@ -261,6 +264,10 @@ impl Runner<'_> {
 impl Machine for Runner<'_> {
     fn intercept(&mut self, env: &mut Env, intercept: Intercept, error_code: u32) -> Action {
         sync_in(self.processor, env);
+        if intercept == Intercept::Exception(Exception::UD) && may_be_xsave(env.instruction_bytes())
+        {
+            self.processor.fpu = env.fxsave();
+        }
         let exit = self
             .processor
             .handle(intercept, error_code, env.instruction_bytes());

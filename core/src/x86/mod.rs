@@ -9,6 +9,7 @@ pub mod ownership;
 pub mod regs;
 pub mod segment;
 pub mod state;
+pub mod xsave;
 
 pub use event::{Event, EventKind, Exception};
 pub use regs::{DebugRegs, DescriptorTable, Gpr, Regs, Sregs};

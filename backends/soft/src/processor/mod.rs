@@ -23,9 +23,11 @@ mod system;
 mod task;
 mod vmx;
 mod waiting;
+mod xsave;
 
 pub(crate) use mmu::kind;
 pub(crate) use outside::Outside;
+pub(crate) use xsave::may_be_xsave;
 
 use crate::decode;
 use crate::engine::{Intercept, Special};
@@ -132,6 +134,8 @@ pub(crate) struct Effects {
     pub(crate) controls: bool,
     /// The instruction at RIP has been looked at and is the engine's to run.
     pub(crate) native_once: bool,
+    /// x87 and SSE state changed: `fpu` has it.
+    pub(crate) fpu: bool,
 }
 
 /// One logical processor.
@@ -174,6 +178,8 @@ pub(crate) struct Processor {
     pub(crate) one_instruction: bool,
     /// The instruction under way is an IRET that began while NMIs were blocked.
     pub(crate) iret_unblocks: bool,
+    /// The engine's x87 and SSE state as FXSAVE64 writes it, fetched for XSAVE and its kin alone.
+    pub(crate) fpu: [u8; 512],
     /// L2's loop of PAUSE instructions.
     pause_loop: PauseLoop,
     /// What the state in force needs and the model lacks; no instruction runs while there is any.
@@ -204,6 +210,7 @@ impl Processor {
                 flush_page: None,
                 controls: true,
                 native_once: false,
+                fpu: false,
             },
             pending_read: None,
             events: Vec::with_capacity(256),
@@ -218,6 +225,7 @@ impl Processor {
             executed_at_sync: 0,
             one_instruction: false,
             iret_unblocks: false,
+            fpu: [0; 512],
             pause_loop: PauseLoop::default(),
             unsupported: None,
             pdptes_stale: false,

@@ -69,6 +69,9 @@ impl Processor {
             Mnemonic::Encls => return self.encls(instruction),
             _ => {}
         }
+        if let Some(outcome) = self.extended_state(instruction) {
+            return outcome;
+        }
         if self.promises(instruction) {
             // CPUID says that it exists: a #UD would be a wrong answer.
             return Err(unsupported(format!(
@@ -86,15 +89,10 @@ impl Processor {
             cpuid::lookup(&self.cpu.model.cpuid, leaf, 0)[register] >> bit & 1 != 0
         };
         let uses_avx_state = self.cpu.xcr0 & 4 != 0;
-        let os_xsave = self.cpu.sregs.cr4 & nvmx_core::x86::control::cr4::OSXSAVE != 0;
         instruction
             .cpuid_features()
             .iter()
             .any(|feature| match feature {
-                CpuidFeature::XSAVE => os_xsave && leaf(1, 2, 26),
-                CpuidFeature::XSAVEOPT | CpuidFeature::XSAVEC | CpuidFeature::XSAVES => {
-                    os_xsave && cpuid::lookup(&self.cpu.model.cpuid, 0xd, 1)[0] != 0
-                }
                 CpuidFeature::AVX => uses_avx_state && leaf(1, 2, 28),
                 CpuidFeature::AVX2 => uses_avx_state && leaf(7, 1, 5),
                 CpuidFeature::FSGSBASE => {

@@ -29,6 +29,11 @@ rules! { RULES, "VM-Execution Control Fields" => InvalidControl;
         [CPU_BASED_VM_EXEC_CONTROL SECONDARY_VM_EXEC_CONTROL]
         |c| implies!(c.primary(Primary::ACTIVATE_SECONDARY_CONTROLS),
             c.control_allowed(Field::SECONDARY_VM_EXEC_CONTROL, ControlField::Secondary));
+    Software "control.tertiary.reserved"
+        "with \"activate tertiary controls\", their reserved bits are as IA32_VMX_PROCBASED_CTLS3 says"
+        [CPU_BASED_VM_EXEC_CONTROL TERTIARY_VM_EXEC_CONTROL]
+        |c| implies!(c.primary(Primary::ACTIVATE_TERTIARY_CONTROLS),
+            c.control_allowed(Field::TERTIARY_VM_EXEC_CONTROL, ControlField::Tertiary));
     Software "control.cr3_target_count"
         "the CR3-target count is not greater than IA32_VMX_MISC[24:16]"
         [CR3_TARGET_COUNT]

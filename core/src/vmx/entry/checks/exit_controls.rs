@@ -2,15 +2,22 @@
 //! Controls").
 
 use super::Class::InvalidControl;
+use super::context::implies;
 use super::rules;
 use crate::vmx::Field;
 use crate::vmx::capability::ControlField;
+use crate::vmx::controls::ExitControls;
 
 rules! { RULES, "VM-Exit Control Fields" => InvalidControl;
     Software "control.exit.reserved"
         "reserved bits of the VM-exit controls are as IA32_VMX_(TRUE_)EXIT_CTLS says"
         [VM_EXIT_CONTROLS]
         |c| c.control_allowed(Field::VM_EXIT_CONTROLS, ControlField::Exit);
+    Software "control.exit.secondary_reserved"
+        "with \"activate secondary controls\" of VM exit, their reserved bits are as IA32_VMX_EXIT_CTLS2 says"
+        [VM_EXIT_CONTROLS SECONDARY_VM_EXIT_CONTROLS]
+        |c| implies!(c.exit(ExitControls::ACTIVATE_SECONDARY_CONTROLS),
+            c.control_allowed(Field::SECONDARY_VM_EXIT_CONTROLS, ControlField::SecondaryExit));
     Software "control.exit.msr_load_list"
         "if the VM-exit MSR-load count is not 0, the list is 16-byte aligned in the physical-address width"
         [VM_EXIT_MSR_LOAD_ADDR VM_EXIT_MSR_LOAD_COUNT]
