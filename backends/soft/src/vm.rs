@@ -290,6 +290,13 @@ impl Vcpu for SoftVm {
             ),
         };
         let exit = processor.settle(outcome, length);
+        let exit = match exit {
+            Some(write @ Exit::MmioWrite { .. }) => {
+                processor.deferred_write = Some(write);
+                None
+            }
+            exit => exit,
+        };
         self.put();
         match exit {
             None => Ok(()),

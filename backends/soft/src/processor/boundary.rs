@@ -17,6 +17,9 @@ impl Processor {
     /// Delivers or reflects what is pending, until an instruction may run. `Some` is an exit to user
     /// space.
     pub(crate) fn boundary(&mut self) -> Option<Exit> {
+        if self.deferred_write.is_some() {
+            return self.deferred_write.take();
+        }
         if let Some(exit) = self.cannot_run() {
             return Some(exit);
         }

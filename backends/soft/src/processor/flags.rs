@@ -83,7 +83,7 @@ fn rotate(old: u64, size: u8, count: u8, left: bool, flags: u64) -> (u64, u64) {
 }
 
 /// SDM Vol. 1, appendix "EFLAGS Condition Codes".
-fn holds(condition: ConditionCode, flags: u64) -> bool {
+pub(super) fn holds(condition: ConditionCode, flags: u64) -> bool {
     let set = |flag: u64| flags & flag != 0;
     let less = set(rflags::SF) != set(rflags::OF);
     match condition {

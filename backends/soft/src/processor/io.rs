@@ -157,32 +157,19 @@ impl Processor {
     }
 
     /// One iteration is done: index and count move, RIP once the count is spent.
-    fn advance_string(
+    pub(super) fn advance_string(
         &mut self,
         instruction: &Instruction,
         index: Register,
         size: u8,
         repeated: bool,
     ) {
-        let (index, count) = match address_size(instruction, decode::code_bits(&self.cpu)) {
-            64 => (index, Register::RCX),
-            32 => (index.full_register32(), Register::ECX),
-            _ => (
-                if index == Register::RSI {
-                    Register::SI
-                } else {
-                    Register::DI
-                },
-                Register::CX,
-            ),
+        self.step_index(instruction, index, size);
+        let count = match address_size(instruction, decode::code_bits(&self.cpu)) {
+            64 => Register::RCX,
+            32 => Register::ECX,
+            _ => Register::CX,
         };
-        let old = decode::read_register(&self.cpu, index).unwrap_or(0);
-        let step = if self.cpu.regs.rflags & rflags::DF == 0 {
-            i64::from(size)
-        } else {
-            -i64::from(size)
-        };
-        decode::write_register(&mut self.cpu, index, old.wrapping_add_signed(step));
         if repeated {
             let left = decode::read_register(&self.cpu, count)
                 .unwrap_or(0)
@@ -197,7 +184,24 @@ impl Processor {
         self.retire(instruction.len());
     }
 
-    fn count(&self, instruction: &Instruction) -> u64 {
+    /// Moves RSI or RDI by one element.
+    pub(super) fn step_index(&mut self, instruction: &Instruction, index: Register, size: u8) {
+        let index = match address_size(instruction, decode::code_bits(&self.cpu)) {
+            64 => index,
+            32 => index.full_register32(),
+            _ if index == Register::RSI => Register::SI,
+            _ => Register::DI,
+        };
+        let old = decode::read_register(&self.cpu, index).unwrap_or(0);
+        let step = if self.cpu.regs.rflags & rflags::DF == 0 {
+            i64::from(size)
+        } else {
+            -i64::from(size)
+        };
+        decode::write_register(&mut self.cpu, index, old.wrapping_add_signed(step));
+    }
+
+    pub(super) fn count(&self, instruction: &Instruction) -> u64 {
         let count = self.cpu.regs.get(Gpr::Rcx);
         match address_size(instruction, decode::code_bits(&self.cpu)) {
             64 => count,

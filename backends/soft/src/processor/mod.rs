@@ -7,6 +7,7 @@
 //! [`boundary`] then looks at what is pending between two instructions.
 
 mod alignment;
+mod alu;
 mod apic;
 mod boundary;
 mod breakpoints;
@@ -154,6 +155,8 @@ pub(crate) struct Processor {
     virtual_apic: apic::Pending,
     pub(crate) effects: Effects,
     pub(crate) pending_read: Option<PendingRead>,
+    /// A write to a device that completing a read led to: user space sees it before anything else runs.
+    pub(crate) deferred_write: Option<Exit>,
     /// Nested events that user space has not fetched.
     pub(crate) events: Vec<NestedEvent>,
     /// Nested events since the machine started.
@@ -213,6 +216,7 @@ impl Processor {
                 fpu: false,
             },
             pending_read: None,
+            deferred_write: None,
             events: Vec::with_capacity(256),
             event_count: 0,
             event_limit: u64::MAX,
