@@ -180,7 +180,14 @@ fn clear(a: &mut CodeAssembler) -> Result<(), BuildError> {
     a.push(rax)?;
     a.iretq()?;
     a.set_label(&mut after)?;
+    // With VMCS shadowing an exit may write these.
+    a.mov(eax, dword_ptr(control::REVISION))?;
+    a.mov(qword_ptr(layout::PLAIN_LINK), rax)?;
+    a.bts(rax, 31)?;
+    a.mov(qword_ptr(layout::SHADOW_LINK), rax)?;
     a.xor(eax, eax)?;
+    a.mov(qword_ptr(layout::EXIT_STORE + 8), rax)?;
+    a.mov(qword_ptr(layout::EXIT_STORE + 24), rax)?;
     a.mov(cr2, rax)?;
     a.mov(edi, r13d)?;
     a.mov(ecx, layout::RECORD as u32 / 8)?;
@@ -409,6 +416,10 @@ fn read_back(a: &mut CodeAssembler) -> Result<(), BuildError> {
     a.lea(rdi, ptr(r13 + record::STACK as i32))?;
     a.mov(ecx, record::STACK_BYTES as u32 / 8)?;
     a.rep().movsq()?;
+    for (index, address) in layout::WATCHED.into_iter().enumerate() {
+        a.mov(rax, qword_ptr(address))?;
+        a.mov(qword_ptr(r13 + (record::WATCHED + 8 * index) as i32), rax)?;
+    }
     a.cmp(dword_ptr(control::BY_FIELDS), 0)?;
     a.jne(by_fields)?;
     a.vmclear(qword_ptr(control::POINTER))?;

@@ -71,7 +71,7 @@ pub fn judge(
         ..Verdict::default()
     };
     let (Outcome::Record(left), Outcome::Record(right)) = (left, right) else {
-        match explain::stopped(left, right) {
+        match explain::stopped(before, left, right) {
             Some(id) => verdict.explained.push(id),
             None if left == right => {}
             None => verdict.unexplained.push(Difference {

@@ -136,7 +136,13 @@ pub mod record {
     pub const STACK: usize = 1280;
     /// Bytes of it.
     pub const STACK_BYTES: usize = 128;
+    /// What stands at [`super::WATCHED`] afterwards.
+    pub const WATCHED: usize = 1408;
 }
+
+/// Memory that an entry or exit may write, 64 bits each: the VMCS regions' headers, values of the
+/// MSR-store list.
+pub const WATCHED: [u64; 4] = [SHADOW_LINK, PLAIN_LINK, EXIT_STORE + 8, EXIT_STORE + 24];
 
 /// What a finished record holds at [`record::MAGIC`].
 pub const MAGIC: u32 = 0x6b6f_7665;

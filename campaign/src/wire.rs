@@ -259,6 +259,12 @@ impl Record {
             let name = WORDS.iter().find(|(offset, _)| *offset == at);
             let name = match name {
                 Some((_, name)) => (*name).to_owned(),
+                None if at >= record::WATCHED => {
+                    match layout::WATCHED.get((at - record::WATCHED) / 8) {
+                        Some(address) => format!("memory {address:#x}"),
+                        None => format!("record {at:#x}"),
+                    }
+                }
                 None if at >= record::STACK => format!(
                     "stack {:#x}",
                     layout::STACK as usize - record::STACK_BYTES + at - record::STACK

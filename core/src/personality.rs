@@ -108,6 +108,16 @@ differences! {
         kvm: "some checks are made in software, the others by the processor behind the MSR-load list; rules that nobody enforces there hold"
             in "nested_vmx_run, nested_vmx_enter_non_root_mode"
         why: "L0 leaves to the processor what it passes on in vmcs02 unchanged";
+    EntryActivity "entry-activity" "Checks on Guest Non-Register State"
+        sdm: "the activity state has to fit privilege, interruptibility, pending debug exceptions and the event injected"
+        kvm: "the activity state has to exist, and nothing else"
+            in "nested_vmx_run, nested_check_guest_non_reg_state"
+        why: "the processor is entered active, and L0 halts the vCPU itself";
+    VirtualApicPage "virtual-apic-page" "VM-Execution Control Fields"
+        sdm: "the virtual-APIC page may be any page in the physical-address width"
+        kvm: "the virtual-APIC page has to be RAM, unless CR8 is intercepted whole and APIC accesses are not virtualised; the entry fails with error 7 else"
+            in "nested_get_vmcs12_pages"
+        why: "L0 maps the page to point the processor at it";
     WindowInHlt "window-in-hlt" "VM Entries and Advanced Debugging Features"
         sdm: "an entry to HLT with an open window is in HLT when the window's exit comes"
         kvm: "the vCPU is not halted at all, and the exit saves the active state"

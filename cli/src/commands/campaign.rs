@@ -22,6 +22,8 @@ use std::time::Duration;
 
 /// Unexplained differences of one kind that are written to files.
 const FILES_OF_A_KIND: usize = 2;
+/// Cases of one kind that are printed.
+const SHOWN_OF_A_KIND: usize = 4;
 /// Kinds that are printed.
 const KINDS_SHOWN: usize = 40;
 
@@ -158,22 +160,21 @@ fn describe(report: &Report, kept: &[PathBuf], elapsed: Duration) -> String {
         let _ = writeln!(text, "  explained by {id}: {count}, case {first} first");
     }
     for (kind, findings) in kinds(report).iter().take(KINDS_SHOWN) {
-        let Some(finding) = findings.first() else {
-            continue;
-        };
         let _ = writeln!(text, "  ! {} of: {kind}", findings.len());
-        let _ = writeln!(
-            text,
-            "    case {}: {} {:?}",
-            finding.number, finding.case.base, finding.case.mutations
-        );
-        let _ = writeln!(
-            text,
-            "    soft: {}; other: {}",
-            finding.summary[0], finding.summary[1]
-        );
-        for difference in finding.differences.iter().take(6) {
-            let _ = writeln!(text, "    {difference}");
+        for finding in findings.iter().take(SHOWN_OF_A_KIND) {
+            let _ = writeln!(
+                text,
+                "    case {}: {} {:?}",
+                finding.number, finding.case.base, finding.case.mutations
+            );
+            let _ = writeln!(
+                text,
+                "      soft: {}; other: {}",
+                finding.summary[0], finding.summary[1]
+            );
+        }
+        for difference in findings[0].differences.iter().take(6) {
+            let _ = writeln!(text, "      {difference}");
         }
     }
     for path in kept.iter().take(KINDS_SHOWN) {

@@ -8,13 +8,33 @@ use crate::vmx::ept::EptFault;
 use crate::x86::cr_write::is_canonical;
 use crate::x86::{AccessRights, Exception, Segment};
 
-/// The APIC-access page is met by the first push, the topmost item, not by the frame as a whole.
+/// A fault is met by the first push, the topmost item, not by the frame as a whole.
 fn first_push(fault: WalkFault, distance: u64) -> WalkFault {
+    /// Exit qualification bit 8: the access itself, not one to a paging entry.
+    const FINAL_ADDRESS: u64 = 1 << 8;
     match fault {
         WalkFault::Ept(EptFault::ApicAccess(access)) if access.kind == AccessKind::Write => {
             let offset = (access.offset + distance as u16) & 0xfff;
             WalkFault::Ept(EptFault::ApicAccess(PageAccess { offset, ..access }))
         }
+        WalkFault::Ept(EptFault::Violation {
+            mut guest_physical,
+            guest_linear,
+            qualification,
+        }) => {
+            if qualification & FINAL_ADDRESS != 0 {
+                guest_physical.0 += distance;
+            }
+            WalkFault::Ept(EptFault::Violation {
+                guest_physical,
+                guest_linear: guest_linear.map(|address| address.wrapping_add(distance)),
+                qualification,
+            })
+        }
+        WalkFault::PageFault(exception) => WalkFault::PageFault(Exception {
+            payload: exception.payload.wrapping_add(distance),
+            ..exception
+        }),
         other => other,
     }
 }

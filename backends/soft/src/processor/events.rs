@@ -4,7 +4,7 @@
 use super::mmu::DeliveryMemory;
 use super::{Done, Outcome, Processor, Trap, task, unsupported, vmx};
 use iced_x86::{Code, Instruction};
-use nvmx_core::cpu::{Activity, Cpu};
+use nvmx_core::cpu::{Activity, Cpu, Interruptibility};
 use nvmx_core::delivery::{self, Combined, DeliveryFault};
 use nvmx_core::vcpu::Exit;
 use nvmx_core::vmx::controls::Primary;
@@ -137,6 +137,11 @@ impl Processor {
                 }
                 Err(fault) => fault,
             };
+            // "An NMI causes subsequent NMIs to be blocked before the VM exit commences" (SDM Vol. 3C
+            // "Architectural State Before a VM Exit", of events that cause one indirectly).
+            if event.kind == EventKind::Nmi {
+                self.cpu.interruptibility.insert(Interruptibility::NMI);
+            }
             // An exit from here on reports the event under delivery as IDT vectoring.
             self.cpu.injected = Some(event);
             match fault {

@@ -5,6 +5,7 @@ use super::Class::InvalidControl;
 use super::context::{Context, implies};
 use super::rules;
 use crate::addr::L1Phys;
+use crate::personality::Difference;
 use crate::vmx::Field;
 use crate::vmx::capability::ControlField;
 use crate::vmx::controls::{ExitControls, PinBased, Primary, Secondary};
@@ -156,6 +157,12 @@ rules! { RULES, "VM-Execution Control Fields" => InvalidControl;
         "with EPTP switching, the EPTP-list address is a page in the physical-address width"
         [SECONDARY_VM_EXEC_CONTROL VM_FUNCTION_CONTROL EPTP_LIST_ADDRESS]
         |c| implies!(eptp_switching(c), c.page(Field::EPTP_LIST_ADDRESS));
+    Processor "control.virtual_apic_page.mapped"
+        "on KVM, with \"use TPR shadow\", the virtual-APIC page is RAM, unless CR8 is intercepted whole and \"virtualize APIC accesses\" is 0"
+        [CPU_BASED_VM_EXEC_CONTROL SECONDARY_VM_EXEC_CONTROL VIRTUAL_APIC_PAGE_ADDR]
+        |c| implies!(c.model.as_kvm(Difference::VirtualApicPage) && c.primary(Primary::USE_TPR_SHADOW),
+            can_do_without_virtual_apic_page(c)
+                || c.memory.read_u32(L1Phys(c.get(Field::VIRTUAL_APIC_PAGE_ADDR))).is_ok());
     Processor "control.tpr_threshold.reserved"
         "with \"use TPR shadow\" and without \"virtual-interrupt delivery\", bits 31:4 of the TPR threshold are 0"
         [CPU_BASED_VM_EXEC_CONTROL SECONDARY_VM_EXEC_CONTROL TPR_THRESHOLD]
@@ -187,6 +194,14 @@ fn posted(c: &Context<'_>) -> bool {
 fn eptp_switching(c: &Context<'_>) -> bool {
     c.secondary(Secondary::ENABLE_VM_FUNCTIONS)
         && c.get(Field::VM_FUNCTION_CONTROL) & EPTP_SWITCHING != 0
+}
+
+/// KVM maps the page to point the processor at it, and makes the entry fail where it cannot
+/// (`nested_get_vmcs12_pages`).
+fn can_do_without_virtual_apic_page(c: &Context<'_>) -> bool {
+    c.primary(Primary::CR8_LOAD_EXITING)
+        && c.primary(Primary::CR8_STORE_EXITING)
+        && !c.secondary(Secondary::VIRTUALIZE_APIC_ACCESSES)
 }
 
 fn uses_threshold(c: &Context<'_>) -> bool {

@@ -9,11 +9,13 @@ use super::entry_controls::{is_injecting, kind, vector};
 use super::{Class, rules};
 use crate::addr::L1Phys;
 use crate::cpu::Interruptibility;
+use crate::personality::Difference;
 use crate::vmx::Field;
 use crate::vmx::controls::{EntryControls, PinBased, Secondary};
 use crate::vmx::entry::{load, pdptes};
 use crate::vmx::exit::qualification::EntryFailure;
 use crate::x86::control::{cr0, cr4, rflags};
+use crate::x86::cpuid;
 use crate::x86::{AccessRights, EventKind, Exception};
 
 /// No VMCS link pointer.
@@ -121,10 +123,12 @@ rules! { RULES, "Checks on Guest Non-Register State"
             blocks(c, Interruptibility::STI) || blocks(c, Interruptibility::MOV_SS) || activity(c) == HLT,
             (pending_debug(c) & SINGLE_STEP != 0) == steps(c));
     Processor "guest.pending_debug.rtm"
-        "if RTM is pending, the enabled-breakpoint bit is its only company and there is no blocking by MOV SS"
+        "if RTM is pending, the processor has RTM, the enabled-breakpoint bit is its only company and there is no blocking by MOV SS"
         [GUEST_PENDING_DBG_EXCEPTIONS GUEST_INTERRUPTIBILITY_INFO]
         |c| implies!(pending_debug(c) & RTM != 0,
-            pending_debug(c) == RTM | ENABLED_BREAKPOINT && !blocks(c, Interruptibility::MOV_SS));
+            has_rtm(c)
+                && pending_debug(c) == RTM | ENABLED_BREAKPOINT
+                && !blocks(c, Interruptibility::MOV_SS));
 }
 
 rules! { PDPTES, "Checks on Guest Page-Directory-Pointer-Table Entries"
@@ -151,8 +155,13 @@ fn linked_header(c: &Context<'_>) -> Option<u32> {
     c.memory.read_u32(pointer).ok()
 }
 
+/// The activity state that the processor enters.
 fn activity(c: &Context<'_>) -> u64 {
-    c.get(Field::GUEST_ACTIVITY_STATE)
+    if c.model.as_kvm(Difference::EntryActivity) {
+        0
+    } else {
+        c.get(Field::GUEST_ACTIVITY_STATE)
+    }
 }
 
 fn ss_dpl(c: &Context<'_>) -> u8 {
@@ -182,6 +191,11 @@ fn activity_allows_injection(c: &Context<'_>) -> bool {
 
 fn pending_debug(c: &Context<'_>) -> u64 {
     c.get(Field::GUEST_PENDING_DBG_EXCEPTIONS)
+}
+
+/// CPUID.(EAX=7,ECX=0):EBX.RTM.
+fn has_rtm(c: &Context<'_>) -> bool {
+    cpuid::lookup(&c.model.cpuid, 7, 0)[1] >> 11 & 1 != 0
 }
 
 fn steps(c: &Context<'_>) -> bool {

@@ -43,6 +43,10 @@ impl Case {
         audit(&self.context()).iter().map(|f| f.rule.id).collect()
     }
 
+    fn sdm(&mut self) -> &mut Self {
+        self.model.personality = crate::cpu::Personality::Sdm;
+        self
+    }
     fn set(&mut self, field: Field, value: u64) -> &mut Self {
         self.vmcs12.set(field, value);
         self
@@ -158,6 +162,7 @@ const BREAKS: &[(&str, Break, &[&str])] = &[
     ("control.vm_functions.reserved", |c| c.secondary(Se::ENABLE_VM_FUNCTIONS).set(Field::VM_FUNCTION_CONTROL, 2), &[]),
     ("control.eptp_switching.needs_ept", |c| c.no_ept().secondary(Se::ENABLE_VM_FUNCTIONS).set(Field::VM_FUNCTION_CONTROL, 1), &[]),
     ("control.eptp_switching.list", |c| c.secondary(Se::ENABLE_VM_FUNCTIONS).set(Field::VM_FUNCTION_CONTROL, 1).set(Field::EPTP_LIST_ADDRESS, BAD_PAGE), &[]),
+    ("control.virtual_apic_page.mapped", |c| c.primary(Pr::USE_TPR_SHADOW).set(Field::VIRTUAL_APIC_PAGE_ADDR, 0x4000_0000), &[]),
     ("control.tpr_threshold.reserved", |c| c.primary(Pr::USE_TPR_SHADOW).set(Field::TPR_THRESHOLD, 0x10), &[]),
     ("control.tpr_threshold.vtpr", |c| c.primary(Pr::USE_TPR_SHADOW).set(Field::VIRTUAL_APIC_PAGE_ADDR, support::VIRTUAL_APIC.0).set(Field::TPR_THRESHOLD, 1), &[]),
     ("control.virtualization_exception.address", |c| c.secondary(Se::EPT_VIOLATION_VE).set(Field::VE_INFORMATION_ADDRESS, BAD_PAGE), &[]),
@@ -306,10 +311,10 @@ const BREAKS: &[(&str, Break, &[&str])] = &[
     ("guest.rflags.reserved", |c| c.or(Field::GUEST_RFLAGS, 1 << 15), &[]),
     ("guest.rflags.vm", |c| c.virtual_8086().secondary(Se::UNRESTRICTED_GUEST).clear(Field::GUEST_CR0, cr0::PE | cr0::PG), &[]),
     ("guest.rflags.if", |c| c.inject(VALID | 0x20), &[]),
-    ("guest.activity.hlt_needs_cpl_0", |c| { c.or(Field::GUEST_CS_AR_BYTES, 0x60).or(Field::GUEST_SS_AR_BYTES, 0x60); c.or(Field::GUEST_CS_SELECTOR, 3).or(Field::GUEST_SS_SELECTOR, 3); c.set(Field::GUEST_ACTIVITY_STATE, 1) }, &[]),
-    ("guest.activity.blocking_needs_active", |c| c.set(Field::GUEST_ACTIVITY_STATE, 2).set(Field::GUEST_INTERRUPTIBILITY_INFO, 2), &[]),
-    ("guest.activity.injection", |c| c.set(Field::GUEST_ACTIVITY_STATE, 3).inject(NMI), &[]),
-    ("guest.activity.smm", |c| c.entry(En::ENTRY_TO_SMM).set(Field::GUEST_ACTIVITY_STATE, 3), &["control.entry.smm", "guest.interruptibility.entry_to_smm"]),
+    ("guest.activity.hlt_needs_cpl_0", |c| { c.sdm(); c.or(Field::GUEST_CS_AR_BYTES, 0x60).or(Field::GUEST_SS_AR_BYTES, 0x60); c.or(Field::GUEST_CS_SELECTOR, 3).or(Field::GUEST_SS_SELECTOR, 3); c.set(Field::GUEST_ACTIVITY_STATE, 1) }, &[]),
+    ("guest.activity.blocking_needs_active", |c| c.sdm().set(Field::GUEST_ACTIVITY_STATE, 2).set(Field::GUEST_INTERRUPTIBILITY_INFO, 2), &[]),
+    ("guest.activity.injection", |c| c.sdm().set(Field::GUEST_ACTIVITY_STATE, 3).inject(NMI), &[]),
+    ("guest.activity.smm", |c| c.sdm().entry(En::ENTRY_TO_SMM).set(Field::GUEST_ACTIVITY_STATE, 3), &["control.entry.smm", "guest.interruptibility.entry_to_smm"]),
     ("guest.interruptibility.reserved", |c| c.set(Field::GUEST_INTERRUPTIBILITY_INFO, 1 << 5), &[]),
     ("guest.interruptibility.sti_excludes_mov_ss", |c| c.or(Field::GUEST_RFLAGS, rflags::IF).set(Field::GUEST_INTERRUPTIBILITY_INFO, 3), &[]),
     ("guest.interruptibility.sti_needs_if", |c| c.set(Field::GUEST_INTERRUPTIBILITY_INFO, 1), &[]),
