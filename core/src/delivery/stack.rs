@@ -21,6 +21,7 @@ fn first_push(fault: WalkFault, distance: u64) -> WalkFault {
             mut guest_physical,
             guest_linear,
             qualification,
+            convertible,
         }) => {
             if qualification & FINAL_ADDRESS != 0 {
                 guest_physical.0 += distance;
@@ -29,6 +30,7 @@ fn first_push(fault: WalkFault, distance: u64) -> WalkFault {
                 guest_physical,
                 guest_linear: guest_linear.map(|address| address.wrapping_add(distance)),
                 qualification,
+                convertible,
             })
         }
         WalkFault::PageFault(exception) => WalkFault::PageFault(Exception {

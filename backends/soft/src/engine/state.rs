@@ -5,6 +5,7 @@
 
 use super::env::Env;
 use super::ffi::{self, SegmentCache, X87Register};
+use nvmx_core::x86::control::efer;
 use nvmx_core::x86::{AccessRights, DebugRegs, DescriptorTable, Regs, Segment, Sregs};
 
 /// A segment register, LDTR and TR included.
@@ -166,7 +167,12 @@ impl Env {
     /// and EFER. CR8, the APIC base and the PDPTEs stay as they are: they are not unicorn's.
     pub fn read_sregs(&self, sregs: &mut Sregs) {
         sregs.es = self.segment(SegmentRegister::Es);
-        sregs.cs = self.segment(SegmentRegister::Cs);
+        // The base of 64-bit code that is kept from the engine: see `write_sregs`.
+        let (kept, cs) = (sregs.cs, self.segment(SegmentRegister::Cs));
+        sregs.cs = cs;
+        if cs.base == 0 && self.is_64_bit_code(&cs) && kept.selector == cs.selector {
+            sregs.cs.base = kept.base;
+        }
         sregs.ss = self.segment(SegmentRegister::Ss);
         sregs.ds = self.segment(SegmentRegister::Ds);
         sregs.fs = self.segment(SegmentRegister::Fs);
@@ -180,6 +186,10 @@ impl Env {
         sregs.cr3 = self.cr3();
         sregs.cr4 = self.cr4();
         sregs.efer = self.efer();
+    }
+
+    fn is_64_bit_code(&self, cs: &Segment) -> bool {
+        self.efer() & efer::LMA != 0 && cs.ar.contains(AccessRights::LONG)
     }
 
     /// Sets what [`Self::read_sregs`] reads. Does not flush the TLB.
@@ -198,6 +208,15 @@ impl Env {
             (SegmentRegister::Tr, &sregs.tr),
         ] {
             self.store_segment(register, segment);
+        }
+        // In 64-bit mode the base of CS counts as zero (SDM Vol. 3A "Segmentation in IA-32e Mode"). A VM
+        // entry may bring another; unicorn would add it to RIP.
+        if sregs.efer & efer::LMA != 0 && sregs.cs.ar.contains(AccessRights::LONG) {
+            let flat = Segment {
+                base: 0,
+                ..sregs.cs
+            };
+            self.store_segment(SegmentRegister::Cs, &flat);
         }
         self.set_gdtr(sregs.gdtr);
         self.set_idtr(sregs.idtr);

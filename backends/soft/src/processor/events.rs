@@ -195,6 +195,7 @@ impl Processor {
                             event = double;
                         }
                         Combined::TripleFault => {
+                            delivery::apply_payload(&mut self.cpu, &second);
                             self.cpu.injected = None;
                             return self.triple_fault();
                         }

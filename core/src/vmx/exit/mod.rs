@@ -101,6 +101,9 @@ pub fn leave(cpu: &mut Cpu, memory: &dyn GuestMemory, exit: &VmExit) -> Left {
     let was_in_l2 = cpu.vmx.guest_mode;
     cpu.vmx.mtf_pending = false;
     if !is_entry_failure {
+        if !keeps_pending_debug(cpu, exit) {
+            cpu.pending_debug = 0;
+        }
         hold_debug_trap(cpu, exit);
         save_guest_state(cpu);
         if sets_resume_flag(cpu, exit) {
@@ -155,6 +158,27 @@ fn sets_resume_flag(cpu: &Cpu, exit: &VmExit) -> bool {
         | ExitReason::EPT_MISCONFIGURATION
         | ExitReason::PAGE_MODIFICATION_LOG_FULL => cpu.injected.is_none(),
         _ => false,
+    }
+}
+
+/// Whether pending debug exceptions outlive the exit (SDM Vol. 3C "Saving Non-Register State": the field
+/// is saved as clear for all others). What an entry loaded without enabling it ends here.
+fn keeps_pending_debug(cpu: &Cpu, exit: &VmExit) -> bool {
+    match exit.reason {
+        ExitReason::INIT_SIGNAL
+        | ExitReason::IO_SMI
+        | ExitReason::OTHER_SMI
+        | ExitReason::TPR_BELOW_THRESHOLD
+        | ExitReason::VIRTUALIZED_EOI
+        | ExitReason::APIC_WRITE
+        | ExitReason::MONITOR_TRAP_FLAG => true,
+        reason => {
+            let debug_exception = reason == ExitReason::EXCEPTION_OR_NMI
+                && exit.interruption.is_some_and(|e| {
+                    e.kind == EventKind::HardwareException && e.vector == Exception::DB
+                });
+            cpu.interruptibility.contains(Interruptibility::MOV_SS) && !debug_exception
+        }
     }
 }
 

@@ -27,6 +27,9 @@ const PENDING_DEBUG_RESERVED: u64 = !0x1_500f;
 const SINGLE_STEP: u64 = 1 << 14;
 const RTM: u64 = 1 << 16;
 const ENABLED_BREAKPOINT: u64 = 1 << 12;
+/// CPUID.(EAX=7,ECX=0):EBX.
+const SGX: u32 = 1 << 2;
+const HAS_RTM: u32 = 1 << 11;
 /// IA32_DEBUGCTL.BTF.
 const BRANCH_TRAP: u64 = 1 << 1;
 const HLT: u64 = 1;
@@ -109,9 +112,10 @@ rules! { RULES, "Checks on Guest Non-Register State"
         |c| implies!(c.pin(PinBased::VIRTUAL_NMIS) && injects(c, EventKind::Nmi),
             !blocks(c, Interruptibility::NMI));
     Processor "guest.interruptibility.enclave"
-        "with enclave interruption, there is no blocking by MOV SS"
+        "with enclave interruption, the processor has SGX and there is no blocking by MOV SS"
         [GUEST_INTERRUPTIBILITY_INFO]
-        |c| implies!(blocks(c, Interruptibility::ENCLAVE), !blocks(c, Interruptibility::MOV_SS));
+        |c| implies!(blocks(c, Interruptibility::ENCLAVE),
+            has_feature(c, SGX) && !blocks(c, Interruptibility::MOV_SS));
     Processor "guest.pending_debug.reserved"
         "bits 11:4, 13, 15 and 63:17 of the pending debug exceptions are 0"
         [GUEST_PENDING_DBG_EXCEPTIONS]
@@ -126,7 +130,7 @@ rules! { RULES, "Checks on Guest Non-Register State"
         "if RTM is pending, the processor has RTM, the enabled-breakpoint bit is its only company and there is no blocking by MOV SS"
         [GUEST_PENDING_DBG_EXCEPTIONS GUEST_INTERRUPTIBILITY_INFO]
         |c| implies!(pending_debug(c) & RTM != 0,
-            has_rtm(c)
+            has_feature(c, HAS_RTM)
                 && pending_debug(c) == RTM | ENABLED_BREAKPOINT
                 && !blocks(c, Interruptibility::MOV_SS));
 }
@@ -193,9 +197,9 @@ fn pending_debug(c: &Context<'_>) -> u64 {
     c.get(Field::GUEST_PENDING_DBG_EXCEPTIONS)
 }
 
-/// CPUID.(EAX=7,ECX=0):EBX.RTM.
-fn has_rtm(c: &Context<'_>) -> bool {
-    cpuid::lookup(&c.model.cpuid, 7, 0)[1] >> 11 & 1 != 0
+/// Whether CPUID.(EAX=7,ECX=0):EBX has the bit.
+fn has_feature(c: &Context<'_>, bit: u32) -> bool {
+    cpuid::lookup(&c.model.cpuid, 7, 0)[1] & bit != 0
 }
 
 fn steps(c: &Context<'_>) -> bool {
