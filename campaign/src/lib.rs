@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod base;
+pub mod bochs;
 pub mod case;
 pub mod explain;
 pub mod generate;

@@ -23,6 +23,9 @@ pub enum Trouble {
     /// The backend failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// What the peer needs is not installed.
+    #[error("{0}")]
+    Absent(String),
     /// Anything else.
     #[error("{0}")]
     Other(String),

@@ -1,7 +1,13 @@
 //! What the command takes, each part with examples in its help.
 
+#[cfg(feature = "soft")]
+mod campaign;
 mod rules;
 
+#[cfg(feature = "soft")]
+pub(crate) use campaign::{
+    CampaignArguments, CampaignCommand, CampaignEntry, CampaignReplay, Judge,
+};
 pub(crate) use rules::{Check, Profiles};
 
 mod guest;
@@ -337,74 +343,6 @@ pub(crate) struct Compare {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  nvmx campaign entry --count 100000 --backend lab
-  nvmx campaign replay case.ron --backend lab:6.12")]
-pub(crate) struct CampaignArguments {
-    #[command(subcommand)]
-    pub(crate) command: CampaignCommand,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum CampaignCommand {
-    /// VM entries with a random vmcs12 at the boundary of validity
-    Entry(CampaignEntry),
-    /// Run case files again
-    Replay(CampaignReplay),
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Exit status: 0 nothing unexplained differs, 1 something does (the cases are written), 2 trouble.
-
-Examples:
-  nvmx campaign entry --count 5000 --seed 7
-  nvmx campaign entry --count 100000 --backend lab:6.12 --json")]
-pub(crate) struct CampaignEntry {
-    /// Cases
-    #[arg(long, value_name = "COUNT", default_value_t = 5000)]
-    pub(crate) count: u64,
-    /// Number of the first case
-    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
-    pub(crate) first: u64,
-    /// Seed: with a case's number it decides the case
-    #[arg(long, value_name = "SEED", default_value_t = 1)]
-    pub(crate) seed: u64,
-    /// Whom the model is compared with
-    #[arg(long, value_name = "BACKEND", default_value = "lab")]
-    pub(crate) backend: Spec,
-    /// Cases between two looks at the machines
-    #[arg(long, value_name = "COUNT", default_value_t = 2048)]
-    pub(crate) batch: usize,
-    /// Time that a batch may take, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
-    pub(crate) timeout: f64,
-    /// Where to write cases with an unexplained difference
-    #[arg(long, value_name = "FOLDER", default_value = "nvmx-campaign")]
-    pub(crate) keep: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  nvmx campaign replay case.ron\n  nvmx campaign replay nvmx-campaign/*.ron --backend lab:6.12"
-)]
-pub(crate) struct CampaignReplay {
-    /// Case files
-    #[arg(required = true)]
-    pub(crate) files: Vec<PathBuf>,
-    /// Whom the model is compared with
-    #[arg(long, value_name = "BACKEND", default_value = "lab")]
-    pub(crate) backend: Spec,
-    /// Time that a case may take, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
-    pub(crate) timeout: f64,
 }
 
 #[derive(Debug, Args)]

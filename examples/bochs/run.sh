@@ -1,6 +1,7 @@
 #!/bin/bash
 # Runs a guest image on bare Bochs, whose own VMX then serves L1: no Linux, no KVM below it.
 # usage: run.sh IMAGE [SECONDS] [CPU MODEL]
+# NVMX_BOCHS_DISK: an image that the guest has as the master of the second ATA channel.
 # Prints what the guest wrote on the serial port. Exit code 0 if its last line ends in "ok" or says
 # "skipped", 1 if not, 2 if Bochs or a boot file is missing (the reason is on the last line).
 set -u
@@ -48,6 +49,10 @@ debug: action=ignore
 sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
 plugin_ctrl: speaker=0, sb16=0, es1370=0, gameport=0
 R
+if [ -n "${NVMX_BOCHS_DISK:-}" ]; then
+  printf 'ata1: enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15\nata1-master: type=disk, path=%s, mode=flat\n' \
+    "$NVMX_BOCHS_DISK" >> "$W/bochsrc"
+fi
 : > "$W/serial.txt"
 TERM=xterm timeout "$LIMIT" script -qefc "stty rows 60 cols 140; exec bochs -q -f $W/bochsrc -rc $W/go" /dev/null \
   >"$W/term.out" 2>&1 </dev/null

@@ -1,25 +1,32 @@
 //! `nvmx campaign`
 
 use super::time;
-use crate::args::{CampaignArguments, CampaignCommand, CampaignEntry, CampaignReplay};
+use crate::args::{CampaignArguments, CampaignCommand, CampaignEntry, CampaignReplay, Judge};
 use crate::backend::{self, Machine, Spec};
 use crate::{DIFFERENT, SAME, output};
 use anyhow::{Context, bail};
+use nvmx_campaign::bochs::Bochs;
 use nvmx_campaign::case::CaseFile;
 use nvmx_campaign::explain::Against;
 use nvmx_campaign::generate::Generator;
-use nvmx_campaign::judge::judge;
+use nvmx_campaign::judge::judge as verdict;
 use nvmx_campaign::runner::{Make, Runner, Trouble, image, model_of};
-use nvmx_campaign::session::{self, Finding, Plan, Report};
+use nvmx_campaign::session::{self, Finding, Peer, Plan, Report};
 use nvmx_campaign::wire::{Access, Outcome};
+use nvmx_core::cpu::Model;
+use nvmx_core::personality::Personality;
+use nvmx_core::profiles;
 use nvmx_core::vcpu::{Parts, Vm, VmConfig};
-use nvmx_core::x86::CpuState;
+use nvmx_core::x86::{CpuState, msr};
+use nvmx_soft::SoftVm;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// What bare Bochs shows its guest.
+const BOCHS_PROFILE: &str = "bochs-icelake";
 /// Unexplained differences of one kind that are written to files.
 const FILES_OF_A_KIND: usize = 2;
 /// Cases of one kind that are printed.
@@ -38,13 +45,69 @@ fn config() -> VmConfig {
     VmConfig::default()
 }
 
-/// A machine of the model that shows the same processor as the peer.
-fn model(state: &CpuState) -> Result<Box<dyn Vm>, Trouble> {
-    let mut machine = backend::open(&Spec::Soft, &config())
-        .map_err(|error| Trouble::Other(output::chain(&error)))?
-        .vm;
-    machine.vcpu(0).set_state(state)?;
-    Ok(machine)
+/// The model and whom it is compared with.
+struct Sides {
+    /// The other one.
+    peer: Box<dyn Peer>,
+    /// The processor that both show.
+    processor: Model,
+    /// The same as state.
+    state: CpuState,
+    access: Access,
+    against: Against,
+}
+
+impl Sides {
+    fn open(judge: &Judge, limit: Duration) -> anyhow::Result<Self> {
+        match judge {
+            Judge::Backend(spec) => {
+                let mut machine = backend::open(spec, &config())?;
+                let state = machine.vm.vcpu(0).state(Parts::All)?;
+                let processor = model_of(machine.vm.as_mut())?;
+                let peer = Runner::new(series(machine, spec), Access::Raw, limit)?;
+                Ok(Self {
+                    peer: Box::new(peer),
+                    processor,
+                    state,
+                    access: Access::Raw,
+                    against: Against::Kvm,
+                })
+            }
+            Judge::Bochs => {
+                let profile = profiles::find(BOCHS_PROFILE).context(BOCHS_PROFILE)?;
+                let processor = profile.model();
+                let numbers = msr::IA32_VMX_BASIC..=msr::IA32_VMX_EXIT_CTLS2;
+                let state = CpuState {
+                    cpuid: Some(processor.cpuid.clone()),
+                    msrs: Some(numbers.zip(processor.vmx_msrs).collect()),
+                    ..CpuState::default()
+                };
+                Ok(Self {
+                    peer: Box::new(Bochs::new(processor.clone())),
+                    processor,
+                    state,
+                    access: Access::Instructions,
+                    against: Against::Bochs,
+                })
+            }
+        }
+    }
+
+    /// A machine of the model that shows the same processor.
+    fn model(state: &CpuState, against: Against) -> Result<Box<dyn Vm>, Trouble> {
+        let mut vm = SoftVm::new(&config())?;
+        Vm::vcpu(&mut vm, 0).set_state(state)?;
+        vm.set_personality(match against {
+            Against::Kvm => Personality::Kvm,
+            Against::Bochs => Personality::Sdm,
+        });
+        Ok(Box::new(vm))
+    }
+
+    fn generator(&self, seed: u64) -> Result<Generator, Trouble> {
+        let vm_exit = image(&self.processor, self.access)?.vm_exit;
+        Ok(Generator::new(&self.processor, vm_exit, seed))
+    }
 }
 
 /// The other backend's machines, one after the other.
@@ -55,52 +118,71 @@ fn series(machine: Machine, spec: &Spec) -> Make<'static> {
 
 fn entry(options: &CampaignEntry) -> anyhow::Result<u8> {
     let limit = time(options.timeout)?;
-    let mut machine = backend::open(&options.backend, &config())?;
-    let state = machine.vm.vcpu(0).state(Parts::All)?;
-    let processor = model_of(machine.vm.as_mut())?;
-    let guest = image(&processor, Access::Raw)?;
-    let generator = Generator::new(&processor, guest.vm_exit, options.seed);
-    let mut peer = Runner::new(series(machine, &options.backend), Access::Raw, limit)?;
-    let plan = Plan {
-        count: options.count,
-        first: options.first,
-        batch: options.batch,
-        threads: 2,
-        access: Access::Raw,
-        against: Against::Kvm,
-        time: limit,
-    };
-    let bar = output::spinner("campaign");
-    let start = std::time::Instant::now();
-    let report = session::run(
-        &plan,
-        &generator,
-        &|| model(&state),
-        &mut peer,
-        &mut |report| {
+    let mut status = SAME;
+    for judge in &options.backend {
+        let mut sides = Sides::open(judge, limit)?;
+        let generator = sides.generator(options.seed)?;
+        let plan = Plan {
+            count: options.count,
+            first: options.first,
+            batch: options.batch,
+            threads: 2,
+            access: sides.access,
+            against: sides.against,
+            time: limit,
+        };
+        let bar = output::spinner(format!("campaign against {judge}"));
+        let start = std::time::Instant::now();
+        let (state, against) = (sides.state.clone(), sides.against);
+        let mut progress = |report: &Report| {
+            let (done, unexplained) = (report.cases, report.unexplained);
             bar.set_message(format!(
-                "{} of {} cases, {} unexplained",
-                report.cases, options.count, report.unexplained
+                "{done} of {} cases against {judge}, {unexplained} unexplained",
+                options.count
             ));
-            tracing::info!(
-                cases = report.cases,
-                unexplained = report.unexplained,
-                "batch"
-            );
-        },
-    )?;
-    bar.finish_and_clear();
-    let kept = keep(&options.keep, options.seed, &report)?;
-    if options.json {
-        output::print_json(&as_json(&report, &kept, start.elapsed()))?;
-    } else {
-        output::print(&describe(&report, &kept, start.elapsed()))?;
+            tracing::info!(done, unexplained, "batch");
+        };
+        let make = || Sides::model(&state, against);
+        let report = session::run(&plan, &generator, &make, sides.peer.as_mut(), &mut progress)?;
+        bar.finish_and_clear();
+        let kept = keep(&options.keep, options.seed, &report)?;
+        // Who is right: the case on bare Bochs, too.
+        let third = third(judge, options, &report)?;
+        if options.json {
+            output::print_json(&as_json(judge, &report, &kept, start.elapsed()))?;
+        } else {
+            output::print(&describe(judge, &report, &third, &kept, start.elapsed()))?;
+        }
+        if report.unexplained != 0 {
+            status = DIFFERENT;
+        }
     }
-    Ok(if report.unexplained == 0 {
-        SAME
-    } else {
-        DIFFERENT
-    })
+    Ok(status)
+}
+
+/// What bare Bochs makes of the first case of each kind, if it is among those asked.
+fn third(
+    judge: &Judge,
+    options: &CampaignEntry,
+    report: &Report,
+) -> anyhow::Result<BTreeMap<u64, String>> {
+    if *judge == Judge::Bochs || !options.backend.contains(&Judge::Bochs) {
+        return Ok(BTreeMap::new());
+    }
+    let kinds = kinds(report);
+    let findings: Vec<_> = kinds.iter().filter_map(|(_, of)| of.first()).collect();
+    let cases: Vec<_> = findings
+        .iter()
+        .map(|finding| finding.case.clone())
+        .collect();
+    if cases.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let outcomes = Sides::open(&Judge::Bochs, Duration::ZERO)?
+        .peer
+        .run(&cases)?;
+    let numbers = findings.iter().map(|finding| finding.number);
+    Ok(numbers.zip(outcomes.iter().map(Outcome::summary)).collect())
 }
 
 fn kinds(report: &Report) -> Vec<(String, Vec<&Finding>)> {
@@ -135,8 +217,14 @@ fn keep(folder: &Path, seed: u64, report: &Report) -> anyhow::Result<Vec<PathBuf
     Ok(paths)
 }
 
-fn as_json(report: &Report, kept: &[PathBuf], elapsed: Duration) -> serde_json::Value {
+fn as_json(
+    judge: &Judge,
+    report: &Report,
+    kept: &[PathBuf],
+    elapsed: Duration,
+) -> serde_json::Value {
     json!({
+        "backend": judge.to_string(),
         "report": report,
         "kinds": kinds(report).iter().map(|(kind, findings)| json!({"kind": kind, "cases": findings.len()})).collect::<Vec<_>>(),
         "kept": kept,
@@ -144,10 +232,16 @@ fn as_json(report: &Report, kept: &[PathBuf], elapsed: Duration) -> serde_json::
     })
 }
 
-fn describe(report: &Report, kept: &[PathBuf], elapsed: Duration) -> String {
+fn describe(
+    judge: &Judge,
+    report: &Report,
+    third: &BTreeMap<u64, String>,
+    kept: &[PathBuf],
+    elapsed: Duration,
+) -> String {
     let seconds = elapsed.as_secs_f64();
     let mut text = format!(
-        "{} cases in {seconds:.0} s, {:.0} a second; {} unexplained\n",
+        "{judge}: {} cases in {seconds:.0} s, {:.0} a second; {} unexplained\n",
         report.cases,
         report.cases as f64 / seconds.max(0.001),
         report.unexplained
@@ -169,9 +263,12 @@ fn describe(report: &Report, kept: &[PathBuf], elapsed: Duration) -> String {
             );
             let _ = writeln!(
                 text,
-                "      soft: {}; other: {}",
+                "      soft: {}; {judge}: {}",
                 finding.summary[0], finding.summary[1]
             );
+            if let Some(third) = third.get(&finding.number) {
+                let _ = writeln!(text, "      bochs: {third}");
+            }
         }
         for difference in findings[0].differences.iter().take(6) {
             let _ = writeln!(text, "      {difference}");
@@ -185,41 +282,40 @@ fn describe(report: &Report, kept: &[PathBuf], elapsed: Duration) -> String {
 
 fn replay(options: &CampaignReplay) -> anyhow::Result<u8> {
     let limit = time(options.timeout)?;
-    let mut machine = backend::open(&options.backend, &config())?;
-    let state = machine.vm.vcpu(0).state(Parts::All)?;
-    let processor = model_of(machine.vm.as_mut())?;
-    let generator = Generator::new(&processor, image(&processor, Access::Raw)?.vm_exit, 0);
-    let mut peer = Runner::new(series(machine, &options.backend), Access::Raw, limit)?;
-    let mut soft = Runner::new(Box::new(|_| model(&state)), Access::Raw, limit)?;
     let mut status = SAME;
+    let mut cases = Vec::new();
     for path in &options.files {
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        let file = match CaseFile::parse(&text) {
-            Ok(file) => file,
+        match CaseFile::parse(&text) {
+            Ok(file) => cases.push(file.case),
             Err(error) => bail!("{}: {error}", path.display()),
-        };
-        let cases = [file.case];
-        let (left, right) = (soft.run(&cases)?, peer.run(&cases)?);
-        let stopped = || Outcome::Stopped("no outcome".into());
-        let left = left.into_iter().next().unwrap_or_else(stopped);
-        let right = right.into_iter().next().unwrap_or_else(stopped);
-        let before = generator.vmcs12(&cases[0]);
-        let verdict = judge(&cases[0], &before, &left, &right, Against::Kvm);
-        let mut text = format!(
-            "{}: soft: {}; {}: {}\n",
-            path.display(),
-            verdict.summary[0],
-            options.backend,
-            verdict.summary[1]
-        );
-        for id in &verdict.explained {
-            let _ = writeln!(text, "  explained by {id}");
         }
-        for difference in &verdict.unexplained {
-            let _ = writeln!(text, "  ! {difference}");
-            status = DIFFERENT;
+    }
+    for judge in &options.backend {
+        let mut sides = Sides::open(judge, limit)?;
+        let generator = sides.generator(0)?;
+        let (state, against) = (sides.state.clone(), sides.against);
+        let make = Box::new(move |_| Sides::model(&state, against));
+        let mut soft = Runner::new(make, sides.access, limit)?;
+        let (left, right) = (soft.run(&cases)?, sides.peer.run(&cases)?);
+        for (((case, path), left), right) in cases.iter().zip(&options.files).zip(&left).zip(&right)
+        {
+            let verdict = verdict(case, &generator.vmcs12(case), left, right, against);
+            let mut text = format!(
+                "{}: soft: {}; {judge}: {}\n",
+                path.display(),
+                verdict.summary[0],
+                verdict.summary[1]
+            );
+            for id in &verdict.explained {
+                let _ = writeln!(text, "  explained by {id}");
+            }
+            for difference in &verdict.unexplained {
+                let _ = writeln!(text, "  ! {difference}");
+                status = DIFFERENT;
+            }
+            output::print(&text)?;
         }
-        output::print(&text)?;
     }
     Ok(status)
 }
