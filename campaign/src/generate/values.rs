@@ -260,8 +260,10 @@ fn value(random: &mut Random, field: Field, old: u64, width: u8) -> u64 {
         },
         _ if name.starts_with("GUEST_") && name.ends_with("_LIMIT") => *random.pick(LIMITS),
         _ if name.starts_with("GUEST_") && name.ends_with("_BASE") => match random.below(3) {
+            // Not where L2 would run what the batch holds in memory.
             0 => old ^ 1 << random.below(4),
-            _ => canonical(random, old),
+            1 => old ^ 1 << (32 + random.below(32)),
+            _ => *random.pick(CANONICAL),
         },
         _ if name.starts_with("GUEST_PDPTR") => match random.below(3) {
             0 => 0,
