@@ -36,6 +36,8 @@ const RESUME: u64 = 1 << 16;
 const VIRTUAL_8086: u64 = 1 << 17;
 /// Bits of the pending debug exceptions.
 const SINGLE_STEP: u64 = 1 << 14;
+/// Bits of CR0 without a meaning: 28:19, 17, 15:6.
+const CR0_RESERVED: u64 = 0x1ffa_ffc0;
 const ENABLED_BREAKPOINT: u64 = 1 << 12;
 
 /// All rows.
@@ -318,6 +320,118 @@ pub static ROWS: &[Row] = &[
                 && p.case.mutations.iter().any(|mutation| {
                     matches!(*mutation, Mutation::Memory(_, Hex(value)) if value >> 8 == 0x4b_564d)
                 })
+        },
+    },
+    Row {
+        id: "bochs-window-order",
+        against: &[Against::Bochs],
+        reason: "with both windows open the NMI window comes first (SDM Vol. 3C \"Other Causes of VM Exits\": an NMI-window exit has priority over interrupts and lower); Bochs 2.7 looks at the interrupt window first",
+        holds: |_, d| ended(d) == Some((8, 7)),
+    },
+    Row {
+        id: "bochs-cr0",
+        against: &[Against::Bochs],
+        reason: "reserved bits of CR0 that the entry does not check are not loaded (SDM Vol. 3C \"Loading Guest Control Registers, Debug Registers, and MSRs\"); the exit saves what is in the register, and what reads there is the processor's own affair",
+        holds: |_, d| {
+            (is(d, Field::GUEST_CR0) || d.what == "L1 CR0")
+                && (d.left ^ d.right) & !CR0_RESERVED == 0
+        },
+    },
+    Row {
+        id: "stale-exit-information",
+        against: &[Against::Bochs],
+        reason: "an entry that fails by VMfail leaves the exit-information fields as they were, and nobody clears them: each processor has what the case before left",
+        holds: |p, d| {
+            p.left.status != crate::layout::status::EXIT
+                && d.what.parse::<Field>().is_ok_and(Field::is_read_only)
+                && !is(d, Field::VM_INSTRUCTION_ERROR)
+        },
+    },
+    Row {
+        id: "bochs-link-pointer-order",
+        against: &[Against::Bochs],
+        reason: "the checks of guest state may be made in any order (SDM Vol. 3C \"Checking and Loading Guest State\"); if the link pointer is bad and something else, too, the qualification is 4 or 0",
+        holds: |p, d| {
+            is(d, Field::EXIT_QUALIFICATION)
+                && p.reason() == u64::from(INVALID_GUEST_STATE)
+                && (d.left == LINK_POINTER || d.right == LINK_POINTER)
+                && p.before.get(Field::VMCS_LINK_POINTER) != u64::MAX
+        },
+    },
+    Row {
+        id: "bochs-debugctl",
+        against: &[Against::Bochs],
+        reason: "reserved bits of IA32_DEBUGCTL have to be 0 (SDM Vol. 3C \"Checks on Guest Control Registers, Debug Registers, and MSRs\"); Bochs 2.7 has no such check",
+        holds: |p, d| {
+            p.left_failed_by_guest_state(d) && p.before.get(Field::GUEST_IA32_DEBUGCTL) != 0
+        },
+    },
+    Row {
+        id: "bochs-sysenter-cs",
+        against: &[Against::Bochs],
+        reason: "IA32_SYSENTER_CS has 32 bits (SDM Vol. 4); Bochs 2.7 keeps 16 of them from the host-state area",
+        holds: |_, d| d.what == "L1 MSR 0x174" && d.left as u16 == d.right as u16,
+    },
+    Row {
+        id: "bochs-msr-0",
+        against: &[Against::Bochs],
+        reason: "Bochs 2.7 takes a write of IA32_P5_MC_ADDR (MSR 0), which the model, as KVM, does not have",
+        holds: |p, d| {
+            ended(d).is_some_and(|(left, right)| left == INVALID_MSRS && right != INVALID_MSRS)
+                && p.before.get(Field::VM_ENTRY_MSR_LOAD_COUNT) > 2
+        },
+    },
+    Row {
+        id: "stale-guest-physical-address",
+        against: &[Against::Bochs],
+        reason: "defined for EPT violations and misconfigurations alone (SDM Vol. 3C \"Basic VM-Exit Information\")",
+        holds: |p, d| is(d, Field::GUEST_PHYSICAL_ADDRESS) && !matches!(p.reason(), 48 | 49),
+    },
+    Row {
+        id: "stale-error-code",
+        against: &[Against::Bochs],
+        reason: "an error code means something only beside information that says so, bits 31 and 11 (SDM Vol. 3C \"Information for VM Exits During Event Delivery\")",
+        holds: |p, d| {
+            let says = |field| p.left.vmcs12.get(field) & 0x8000_0800 == 0x8000_0800;
+            is(d, Field::IDT_VECTORING_ERROR_CODE) && !says(Field::IDT_VECTORING_INFO_FIELD)
+                || is(d, Field::VM_EXIT_INTR_ERROR_CODE) && !says(Field::VM_EXIT_INTR_INFO)
+        },
+    },
+    Row {
+        id: "bochs-entry-to-smm",
+        against: &[Against::Bochs],
+        reason: "\"entry to SMM\" outside SMM is an invalid control (SDM Vol. 3C \"VM-Entry Control Fields\"); Bochs 2.7 looks at the blocking of SMIs that goes with it, and calls guest state invalid",
+        holds: |p, d| {
+            d.what == "outcome"
+                && d.right as u32 == INVALID_GUEST_STATE
+                && p.before.get(Field::VM_ENTRY_CONTROLS) >> 10 & 1 != 0
+        },
+    },
+    Row {
+        id: "ept-outside-ram",
+        against: &[Against::Bochs],
+        reason: "what is read where no RAM is, is the chipset's affair: Bochs reads ones, a misconfigured entry; the model an entry that is not present",
+        holds: |p, d| {
+            ended(d) == Some((48, 49)) && p.before.get(Field::EPT_POINTER) & !0xfff >= RAM
+        },
+    },
+    Row {
+        id: "bochs-nmi-leftover",
+        against: &[Against::Bochs],
+        reason: "Bochs 2.7 keeps NMIs blocked from one guest to the next with \"virtual NMIs\" (examples/README.md), whatever its interruptibility state says",
+        holds: |p, d| {
+            is(d, Field::GUEST_INTERRUPTIBILITY_INFO)
+                && d.left ^ d.right == 8
+                && p.before.get(Field::PIN_BASED_VM_EXEC_CONTROL) >> 5 & 1 != 0
+        },
+    },
+    Row {
+        id: "bochs-windows-in-hlt",
+        against: &[Against::Bochs],
+        reason: "a window exits from HLT, too (SDM Vol. 3C \"Other Causes of VM Exits\"); Bochs 2.7 does not look there",
+        holds: |p, d| {
+            ended(d).is_some_and(|(left, right)| matches!(left, 7 | 8) && right == 52)
+                && p.before.get(Field::GUEST_ACTIVITY_STATE) == HLT
         },
     },
     Row {

@@ -90,7 +90,10 @@ pub fn writable() -> impl Iterator<Item = Field> {
 #[must_use]
 pub fn field_list() -> Vec<u8> {
     let mut bytes = Vec::new();
-    for field in Layout::Linux6_1.fields() {
+    // A VMREAD that fails would write it.
+    let error = Field::VM_INSTRUCTION_ERROR;
+    let others = Layout::Linux6_1.fields().filter(|field| *field != error);
+    for field in std::iter::once(error).chain(others) {
         bytes.extend(field.0.to_le_bytes());
         bytes.extend(place(field));
     }
