@@ -1,0 +1,226 @@
+//! What Bochs does otherwise than the SDM, below KVM as well as by itself.
+
+use super::*;
+
+pub(super) static ROWS: &[Row] = &[
+    Row {
+        id: "bochs-virtual-nmi-injection",
+        against: BOTH,
+        reason: "with \"virtual NMIs\" an NMI is not injected while NMIs are blocked (SDM Vol. 3C \"Checks on Guest Non-Register State\"); Bochs 2.7 lacks the check",
+        holds: |p, d| {
+            p.left_failed_by_guest_state(d)
+                && p.before.get(Field::GUEST_INTERRUPTIBILITY_INFO) & 8 != 0
+                && p.before.get(Field::VM_ENTRY_INTR_INFO_FIELD) & 0x8000_0700 == 0x8000_0200
+        },
+    },
+    Row {
+        id: "bochs-pending-single-step",
+        against: BOTH,
+        reason: "an instruction that exits is not executed, so that no single-step trap is pending (SDM Vol. 3C \"Saving Non-Register State\"); with RFLAGS.TF Bochs 2.7 saves BS all the same",
+        holds: |p, d| {
+            is(d, Field::GUEST_PENDING_DBG_EXCEPTIONS)
+                && d.left == 0
+                && d.right == SINGLE_STEP
+                && p.right.vmcs12.get(Field::GUEST_RFLAGS) & TRAP != 0
+        },
+    },
+    Row {
+        id: "bochs-enabled-breakpoint",
+        against: BOTH,
+        reason: "bit 12 of the pending debug exceptions alone makes a #DB pending (SDM Vol. 3C \"Guest Non-Register State\"); Bochs 2.7 wants one of bits 3:0 or BS beside it",
+        holds: |p, _| {
+            p.before.get(Field::GUEST_PENDING_DBG_EXCEPTIONS) & 0x1_500f == ENABLED_BREAKPOINT
+        },
+    },
+    Row {
+        id: "bochs-unusable-code-segment",
+        against: BOTH,
+        reason: "bit 16 of the access rights of CS is not among the bits that have to be 0 (SDM Vol. 3C \"Checks on Guest Segment Registers\": bits 31:17 and 11:8); Bochs 2.7 refuses an unusable CS",
+        holds: |p, d| {
+            p.before.get(Field::GUEST_CS_AR_BYTES) >> 16 & 1 != 0
+                && d.what == "outcome"
+                && d.right as u32 == INVALID_GUEST_STATE
+        },
+    },
+    Row {
+        id: "bochs-sti-blocks-nmi-window",
+        against: BOTH,
+        reason: "whether blocking by STI blocks the NMI window is left to the processor (SDM Vol. 3C \"Other Causes of VM Exits\"); it does on Bochs",
+        holds: |p, d| {
+            ended(d).is_some_and(|(left, _)| left == 8)
+                && p.before.get(Field::GUEST_INTERRUPTIBILITY_INFO) & 1 != 0
+        },
+    },
+    Row {
+        id: "bochs-window-after-delivery",
+        against: BOTH,
+        reason: "the NMI window is open before the handler's first instruction when VM entry delivered a pending #DB; Bochs 2.7 looks at windows behind it",
+        holds: |p, d| {
+            ended(d) == Some((8, 10))
+                && p.before.get(Field::GUEST_PENDING_DBG_EXCEPTIONS)
+                    & (SINGLE_STEP | ENABLED_BREAKPOINT)
+                    != 0
+        },
+    },
+    Row {
+        id: "bochs-pending-high",
+        against: BOTH,
+        reason: "bits 63:32 of the pending debug exceptions are reserved (SDM Vol. 3C \"Checks on Guest Non-Register State\"); Bochs 2.7 reads the field as 32 bits",
+        holds: |p, d| {
+            p.left_failed_by_guest_state(d)
+                && p.before.get(Field::GUEST_PENDING_DBG_EXCEPTIONS) >> 32 != 0
+        },
+    },
+    Row {
+        id: "bochs-code-dpl",
+        against: BOTH,
+        reason: "DPL of non-conforming code equals that of SS with \"unrestricted guest\", too (SDM Vol. 3C \"Checks on Guest Segment Registers\"); Bochs 2.7 does not check it there",
+        holds: |p, d| {
+            let dpl = |field| p.before.get(field) >> 5 & 3;
+            p.left_failed_by_guest_state(d)
+                && p.before.get(Field::SECONDARY_VM_EXEC_CONTROL) >> 7 & 1 != 0
+                && dpl(Field::GUEST_CS_AR_BYTES) != dpl(Field::GUEST_SS_AR_BYTES)
+        },
+    },
+    Row {
+        id: "bochs-canonical-rip",
+        against: BOTH,
+        reason: "in 64-bit mode RIP has to be canonical (SDM Vol. 3C \"Checks on Guest RIP, RFLAGS, and SSP\"); Bochs 2.7 enters all the same",
+        holds: |p, d| {
+            let rip = p.before.get(Field::GUEST_RIP) as i64;
+            p.left_failed_by_guest_state(d) && rip << 16 >> 16 != rip
+        },
+    },
+    Row {
+        id: "bochs-pending-single-step-delivered",
+        against: &[Against::Kvm],
+        reason: "the BS that Bochs 2.7 leaves pending at an exit (bochs-pending-single-step) is delivered when L0 enters again after an exit of its own",
+        holds: |p, _| {
+            p.before.get(Field::GUEST_RFLAGS) & TRAP != 0
+                && p.left.status == p.right.status
+                && p.right.vmcs12.get(Field::GUEST_RIP) & 0xfff == DEBUG_STUB
+                && p.left.vmcs12.get(Field::GUEST_RIP) & 0xfff != DEBUG_STUB
+        },
+    },
+    Row {
+        id: "bochs-requested-privilege",
+        against: BOTH,
+        reason: "with \"unrestricted guest\" RPL of SS need not equal that of CS (SDM Vol. 3C \"Checks on Guest Segment Registers\"); Bochs 2.7 wants it",
+        holds: |p, d| {
+            let selectors =
+                p.before.get(Field::GUEST_CS_SELECTOR) ^ p.before.get(Field::GUEST_SS_SELECTOR);
+            d.what == "outcome"
+                && d.right as u32 == INVALID_GUEST_STATE
+                && selectors & 3 != 0
+                && p.before.get(Field::SECONDARY_VM_EXEC_CONTROL) >> 7 & 1 != 0
+        },
+    },
+    Row {
+        id: "bochs-system-segment-long",
+        against: BOTH,
+        reason: "bit 13 of the access rights of TR and LDTR has no meaning and is not checked; Bochs does not keep it",
+        holds: |_, d| {
+            (is(d, Field::GUEST_TR_AR_BYTES) || is(d, Field::GUEST_LDTR_AR_BYTES))
+                && d.left ^ d.right == 1 << 13
+        },
+    },
+    Row {
+        id: "bochs-window-order",
+        against: &[Against::Bochs],
+        reason: "with both windows open the NMI window comes first (SDM Vol. 3C \"Other Causes of VM Exits\": an NMI-window exit has priority over interrupts and lower); Bochs 2.7 looks at the interrupt window first",
+        holds: |_, d| ended(d) == Some((8, 7)),
+    },
+    Row {
+        id: "bochs-cr0",
+        against: &[Against::Bochs],
+        reason: "reserved bits of CR0 that the entry does not check are not loaded (SDM Vol. 3C \"Loading Guest Control Registers, Debug Registers, and MSRs\"); the exit saves what is in the register, and what reads there is the processor's own affair",
+        holds: |_, d| {
+            (is(d, Field::GUEST_CR0) || d.what == "L1 CR0")
+                && (d.left ^ d.right) & !CR0_RESERVED == 0
+        },
+    },
+    Row {
+        id: "bochs-link-pointer-order",
+        against: &[Against::Bochs],
+        reason: "the checks of guest state may be made in any order (SDM Vol. 3C \"Checking and Loading Guest State\"); if the link pointer is bad and something else, too, the qualification is 4 or 0",
+        holds: |p, d| {
+            is(d, Field::EXIT_QUALIFICATION)
+                && p.reason() == u64::from(INVALID_GUEST_STATE)
+                && (d.left == LINK_POINTER || d.right == LINK_POINTER)
+                && p.before.get(Field::VMCS_LINK_POINTER) != u64::MAX
+        },
+    },
+    Row {
+        id: "bochs-debugctl",
+        against: &[Against::Bochs],
+        reason: "reserved bits of IA32_DEBUGCTL have to be 0 (SDM Vol. 3C \"Checks on Guest Control Registers, Debug Registers, and MSRs\"); Bochs 2.7 has no such check",
+        holds: |p, d| {
+            p.left_failed_by_guest_state(d) && p.before.get(Field::GUEST_IA32_DEBUGCTL) != 0
+        },
+    },
+    Row {
+        id: "bochs-sysenter-cs",
+        against: &[Against::Bochs],
+        reason: "IA32_SYSENTER_CS has 32 bits (SDM Vol. 4); Bochs 2.7 keeps 16 of them from the host-state area",
+        holds: |_, d| d.what == "L1 MSR 0x174" && d.left as u16 == d.right as u16,
+    },
+    Row {
+        id: "bochs-msr-0",
+        against: &[Against::Bochs],
+        reason: "Bochs 2.7 takes a write of IA32_P5_MC_ADDR (MSR 0), which the model, as KVM, does not have",
+        holds: |p, d| {
+            ended(d).is_some_and(|(left, right)| left == INVALID_MSRS && right != INVALID_MSRS)
+                && p.before.get(Field::VM_ENTRY_MSR_LOAD_COUNT) > 2
+        },
+    },
+    Row {
+        id: "bochs-entry-to-smm",
+        against: &[Against::Bochs],
+        reason: "\"entry to SMM\" outside SMM is an invalid control (SDM Vol. 3C \"VM-Entry Control Fields\"); Bochs 2.7 looks at the blocking of SMIs that goes with it, and calls guest state invalid",
+        holds: |p, d| {
+            d.what == "outcome"
+                && d.right as u32 == INVALID_GUEST_STATE
+                && p.before.get(Field::VM_ENTRY_CONTROLS) >> 10 & 1 != 0
+        },
+    },
+    Row {
+        id: "bochs-nmi-leftover",
+        against: &[Against::Bochs],
+        reason: "Bochs 2.7 keeps NMIs blocked from one guest to the next with \"virtual NMIs\" (examples/README.md), whatever its interruptibility state says",
+        holds: |p, d| {
+            is(d, Field::GUEST_INTERRUPTIBILITY_INFO)
+                && d.left ^ d.right == 8
+                && p.before.get(Field::PIN_BASED_VM_EXEC_CONTROL) >> 5 & 1 != 0
+        },
+    },
+    Row {
+        id: "bochs-windows-in-hlt",
+        against: &[Against::Bochs],
+        reason: "a window exits from HLT, too (SDM Vol. 3C \"Other Causes of VM Exits\"); Bochs 2.7 does not look there",
+        holds: |p, d| {
+            ended(d).is_some_and(|(left, right)| matches!(left, 7 | 8) && right == 52)
+                && p.before.get(Field::GUEST_ACTIVITY_STATE) == HLT
+        },
+    },
+    Row {
+        id: "bochs-monitor-trap",
+        against: BOTH,
+        reason: "Bochs 2.7 offers the monitor trap flag but does not carry it out",
+        holds: |p, d| {
+            ended(d).is_some_and(|(left, _)| left == 37)
+                && p.before.get(Field::CPU_BASED_VM_EXEC_CONTROL) >> 27 & 1 != 0
+        },
+    },
+    Row {
+        id: "bochs-fmask",
+        against: BOTH,
+        reason: "bits 63:32 of IA32_FMASK are reserved (SDM Vol. 4), so that loading one ends the entry; KVM leaves the check to the processor, and Bochs has none",
+        holds: |p, _| {
+            p.left.vmcs12.get(Field::VM_EXIT_REASON) == u64::from(INVALID_MSRS)
+                && p.case.mutations.iter().any(|mutation| {
+                    matches!(*mutation, Mutation::Memory(Hex(address), Hex(value))
+                        if address == crate::layout::ENTRY_LOAD + 8 && value >> 32 != 0)
+                })
+        },
+    },
+];

@@ -1,0 +1,80 @@
+//! What KVM does otherwise, and what the model does not do.
+
+use super::*;
+
+pub(super) static ROWS: &[Row] = &[
+    Row {
+        id: "kvm-failed-entry-sync",
+        against: &[Against::Kvm],
+        reason: "where the processor refuses guest state, KVM saves L2's state as at any exit (nested_vmx_vmexit, sync_vmcs02_to_vmcs12), with the activity state that L0 entered and DR7 with its fixed bit",
+        holds: |p, d| {
+            p.reason() == u64::from(INVALID_GUEST_STATE)
+                && (is(d, Field::GUEST_ACTIVITY_STATE) && d.right == 0
+                    || is(d, Field::GUEST_DR7) && d.right == (d.left & 0xffff_2bff | 0x400))
+        },
+    },
+    Row {
+        id: "kvm-halts-first",
+        against: &[Against::Kvm],
+        reason: "KVM halts the vCPU of an entry to HLT before its processor has seen L2's state (nested_vmx_run), so that what is left to the processor shows only once an event wakes L2",
+        holds: |p, d| {
+            let injects = p.before.get(Field::VM_ENTRY_INTR_INFO_FIELD) >> 31 & 1 != 0;
+            let pending = is(d, Field::GUEST_PENDING_DBG_EXCEPTIONS) && p.reason() == 52;
+            (ended_right(d) == Some(52) || pending)
+                && p.before.get(Field::GUEST_ACTIVITY_STATE) == HLT
+                && !injects
+        },
+    },
+    Row {
+        id: "kvm-stale-link-cache",
+        against: &[Against::Kvm],
+        reason: "KVM remembers the mapping of the VMCS link pointer by its address; one that leads to no RAM spoils the mapping and keeps the address, and the next entries with the good one fail until yet another is used (nested_vmx_check_vmcs_link_ptr, __kvm_gfn_to_hva_cache_init)",
+        holds: |p, d| {
+            (ended_right(d) == Some(INVALID_GUEST_STATE) || is(d, Field::EXIT_QUALIFICATION))
+                && p.right.vmcs12.get(Field::EXIT_QUALIFICATION) == LINK_POINTER
+                && p.before.get(Field::VMCS_LINK_POINTER) == crate::layout::SHADOW_LINK
+        },
+    },
+    Row {
+        id: "kvm-segments-before-msrs",
+        against: &[Against::Kvm],
+        reason: "without \"unrestricted guest\" KVM looks at L2's segments before it loads MSRs (prepare_vmcs02, vmx_guest_state_valid); the model has both orders of the SDM and of the processor below KVM, not this one",
+        holds: |p, d| {
+            let unrestricted = p.before.get(Field::SECONDARY_VM_EXEC_CONTROL) >> 7 & 1 != 0;
+            let loaded =
+                d.what.starts_with("L1 MSR") && p.reason() == u64::from(INVALID_GUEST_STATE);
+            (ended(d) == Some((INVALID_MSRS, INVALID_GUEST_STATE)) || loaded) && !unrestricted
+        },
+    },
+    Row {
+        id: "kvm-timer-zero",
+        against: &[Against::Kvm],
+        reason: "a VMX-preemption timer that is zero ends L2 before its first instruction (SDM Vol. 3C \"VMX-Preemption Timer\"); KVM emulates it and in Bochs gets there behind that instruction or a window now and then",
+        holds: |p, d| {
+            ended(d).is_some_and(|(left, _)| left == 52)
+                && p.before.get(Field::VMX_PREEMPTION_TIMER_VALUE) == 0
+        },
+    },
+    Row {
+        id: "model-paravirtual-msrs",
+        against: &[Against::Kvm],
+        reason: "KVM lets the MSRs of its paravirtual clock be loaded whatever CPUID says; the model has no such clock (README \"What it does not do\")",
+        holds: |p, d| {
+            ended(d).is_some_and(|(left, _)| left == INVALID_MSRS)
+                && p.case.mutations.iter().any(|mutation| {
+                    matches!(*mutation, Mutation::Memory(_, Hex(value)) if value >> 8 == 0x4b_564d)
+                })
+        },
+    },
+    Row {
+        id: "model-segment-limits",
+        against: BOTH,
+        reason: "the model's native code checks no segment limits (README \"What it does not do\"), so that a RIP beyond that of CS does not fault",
+        holds: |p, _| {
+            let get = |field| p.before.get(field);
+            get(Field::GUEST_RIP) > get(Field::GUEST_CS_LIMIT)
+                && (get(Field::GUEST_CS_AR_BYTES) & u64::from(AccessRights::LONG.bits()) == 0
+                    || get(Field::GUEST_RFLAGS) & VIRTUAL_8086 != 0)
+        },
+    },
+];
