@@ -146,6 +146,12 @@ fn start(a: &mut CodeAssembler, exit: u64) -> Result<(), BuildError> {
     a.set_label(&mut good)?;
     a.mov(eax, layout::VMCS as u32)?;
     a.mov(qword_ptr(control::POINTER), rax)?;
+    for &(msr, value) in crate::wire::RESETS {
+        a.mov(ecx, msr)?;
+        a.mov(eax, value as u32)?;
+        a.mov(edx, (value >> 32) as u32)?;
+        a.wrmsr()?;
+    }
     a.mov(esi, layout::REAL_IMAGE as u32)?;
     a.mov(edi, layout::REAL as u32)?;
     a.mov(ecx, layout::REAL_SIZE as u32 / 8)?;

@@ -34,7 +34,7 @@ pub const PROBES: &[u32] = &[
 ];
 
 /// MSRs of L1 that are written after the exits of cases that may leave another value.
-const RESETS: &[(u32, u64)] = &[
+pub(crate) const RESETS: &[(u32, u64)] = &[
     (0xc000_0080, 0x500),
     (0x277, 0x0007_0406_0007_0406),
     (0xc000_0102, 0),

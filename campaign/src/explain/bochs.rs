@@ -54,12 +54,12 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "bochs-window-after-delivery",
         against: BOTH,
-        reason: "the NMI window is open before the handler's first instruction when VM entry delivered a pending #DB; Bochs 2.7 looks at windows behind it",
+        reason: "the NMI window is open before the handler's first instruction when VM entry delivered a pending #DB or an event; Bochs 2.7 looks at windows behind it",
         holds: |p, d| {
+            let traps = SINGLE_STEP | ENABLED_BREAKPOINT;
             ended(d) == Some((8, 10))
-                && p.before.get(Field::GUEST_PENDING_DBG_EXCEPTIONS)
-                    & (SINGLE_STEP | ENABLED_BREAKPOINT)
-                    != 0
+                && (p.before.get(Field::GUEST_PENDING_DBG_EXCEPTIONS) & traps != 0
+                    || p.before.get(Field::VM_ENTRY_INTR_INFO_FIELD) >> 31 & 1 != 0)
         },
     },
     Row {
@@ -222,5 +222,44 @@ pub(super) static ROWS: &[Row] = &[
                         if address == crate::layout::ENTRY_LOAD + 8 && value >> 32 != 0)
                 })
         },
+    },
+    Row {
+        id: "bochs-hlt-injection",
+        against: &[Against::Bochs],
+        reason: "an event that HLT would block is not injected into it (SDM Vol. 3C \"Checks on Guest Non-Register State\"); Bochs 2.7 lacks the check",
+        holds: |p, d| {
+            p.left_failed_by_guest_state(d)
+                && p.before.get(Field::GUEST_ACTIVITY_STATE) == HLT
+                && p.before.get(Field::VM_ENTRY_INTR_INFO_FIELD) >> 31 & 1 != 0
+        },
+    },
+    Row {
+        id: "bochs-hlt-single-step",
+        against: &[Against::Bochs],
+        reason: "in HLT, BS is pending exactly if RFLAGS.TF is 1 and IA32_DEBUGCTL.BTF is 0 (SDM Vol. 3C \"Checks on Guest Non-Register State\"); Bochs 2.7 checks it with blocking by STI or MOV SS alone",
+        holds: |p, d| {
+            let steps = p.before.get(Field::GUEST_RFLAGS) & TRAP != 0;
+            let pending = p.before.get(Field::GUEST_PENDING_DBG_EXCEPTIONS) & SINGLE_STEP != 0;
+            p.left_failed_by_guest_state(d)
+                && p.before.get(Field::GUEST_ACTIVITY_STATE) == HLT
+                && (steps || pending)
+        },
+    },
+    Row {
+        id: "bochs-tsc-multiplier",
+        against: &[Against::Bochs],
+        reason: "the SDM lists no check of the TSC multiplier (Vol. 3C \"VM-Execution Control Fields\"); Bochs 2.7 refuses zero",
+        holds: |p, d| {
+            d.what == "outcome"
+                && d.right == u64::from(crate::layout::status::FAIL_VALID) << 32
+                && p.before.get(Field::SECONDARY_VM_EXEC_CONTROL) >> 25 & 1 != 0
+                && p.before.get(Field::TSC_MULTIPLIER) == 0
+        },
+    },
+    Row {
+        id: "bochs-dr7",
+        against: &[Against::Bochs],
+        reason: "bit 12 of DR7 is reserved and reads as 0 (SDM Vol. 3B \"Debug Control Register (DR7)\"); Bochs 2.7 keeps it",
+        holds: |_, d| is(d, Field::GUEST_DR7) && d.left ^ d.right == 1 << 12,
     },
 ];

@@ -102,11 +102,13 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "stale-exit-information",
         against: &[Against::Bochs],
-        reason: "an entry that fails by VMfail leaves the exit-information fields as they were, and nobody clears them: each processor has what the case before left",
+        reason: "an entry that fails leaves the exit-information fields as they were, reason and qualification of a failure by exit apart: each processor has what the case before left",
         holds: |p, d| {
-            p.left.status != crate::layout::status::EXIT
+            let failed = p.reason() >> 31 != 0;
+            (p.left.status != crate::layout::status::EXIT || failed)
                 && d.what.parse::<Field>().is_ok_and(Field::is_read_only)
                 && !is(d, Field::VM_INSTRUCTION_ERROR)
+                && !(failed && (is(d, Field::EXIT_QUALIFICATION) || is(d, Field::VM_EXIT_REASON)))
         },
     },
     Row {

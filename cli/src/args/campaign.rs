@@ -86,6 +86,9 @@ pub(crate) struct CampaignEntry {
     /// Where to write cases with an unexplained difference
     #[arg(long, value_name = "FOLDER", default_value = "nvmx-campaign")]
     pub(crate) keep: PathBuf,
+    /// Where to write the simplest case of each explained class, by its name
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) keep_explained: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

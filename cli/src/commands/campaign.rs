@@ -146,6 +146,9 @@ fn entry(options: &CampaignEntry) -> anyhow::Result<u8> {
         let report = session::run(&plan, &generator, &make, sides.peer.as_mut(), &mut progress)?;
         bar.finish_and_clear();
         let kept = keep(&options.keep, options.seed, &report)?;
+        if let Some(folder) = &options.keep_explained {
+            keep_explained(folder, &report)?;
+        }
         // Who is right: the case on bare Bochs, too.
         let third = third(judge, options, &report)?;
         if options.json {
@@ -215,6 +218,20 @@ fn keep(folder: &Path, seed: u64, report: &Report) -> anyhow::Result<Vec<PathBuf
         }
     }
     Ok(paths)
+}
+
+/// Writes the simplest case of each explanation.
+fn keep_explained(folder: &Path, report: &Report) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    for (id, case) in &report.examples {
+        let path = folder.join(format!("{id}.ron"));
+        let file = CaseFile {
+            case: case.clone(),
+            note: (*id).to_owned(),
+        };
+        std::fs::write(&path, file.to_text()).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
 }
 
 fn as_json(

@@ -45,6 +45,11 @@ impl OpenLab {
         Ok(lab)
     }
 
+    /// Where it listens.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Whether it still runs.
     pub(crate) fn is_alive(&self) -> bool {
         let mut process = self.process.lock().unwrap_or_else(|e| e.into_inner());

@@ -6,6 +6,7 @@
 //! Without Bochs or the cached kernels it says SKIPPED and why.
 #![forbid(unsafe_code)]
 
+mod campaign;
 mod cross;
 mod lockstep;
 mod machine;
@@ -61,17 +62,22 @@ fn main() -> ExitCode {
     }
     let mut tally = Tally::default();
     for kernel in Kernel::ALL {
-        let checks: Vec<Check> = [lockstep::checks(kernel), cross::checks(), rules::checks()]
-            .into_iter()
-            .flatten()
-            .map(|check| Check {
-                name: format!("{kernel} {}", check.name),
-                ..check
-            })
-            .filter(|check| {
-                wanted.is_empty() || wanted.iter().any(|word| check.name.contains(word.as_str()))
-            })
-            .collect();
+        let checks: Vec<Check> = [
+            lockstep::checks(kernel),
+            cross::checks(),
+            rules::checks(),
+            campaign::checks(),
+        ]
+        .into_iter()
+        .flatten()
+        .map(|check| Check {
+            name: format!("{kernel} {}", check.name),
+            ..check
+        })
+        .filter(|check| {
+            wanted.is_empty() || wanted.iter().any(|word| check.name.contains(word.as_str()))
+        })
+        .collect();
         if !checks.is_empty() {
             run_in_lab(kernel, &checks, &mut tally);
         }
