@@ -68,6 +68,7 @@ const LINK_POINTER: u64 = 4;
 /// Where a #DB leads, in the page of the stubs.
 const DEBUG_STUB: u64 = 0x10;
 const HLT: u64 = 1;
+const SHUTDOWN: u64 = 2;
 
 /// The other's exit reason, if they ended differently.
 fn ended_right(difference: &Difference) -> Option<u32> {
@@ -184,7 +185,33 @@ pub static STOP_ROWS: &[StopRow] = &[
         reason: "an event whose delivery touches no RAM: KVM has no emulation for that (KVM_INTERNAL_ERROR_DELIVERY_EV)",
         holds: |_, _, right| right.is_some_and(|why| why.starts_with("internal error 3")),
     },
+    StopRow {
+        id: "bochs-ia32e-died",
+        reason: "after an entry to IA-32e mode without paging, which Bochs 2.7 lets pass (bochs-ia32e-without-paging), the emulator ends",
+        holds: |before, left, right| {
+            left.is_none()
+                && right.is_some_and(|why| why.starts_with("Bochs"))
+                && is_ia32e_without_paging(before)
+        },
+    },
+    StopRow {
+        id: "abort",
+        reason: "a VMX abort: the exit cannot store its MSRs where no RAM is, and L1 ends on either side (SDM Vol. 3C \"VMX Aborts\")",
+        holds: |before, left, right| {
+            left.is_some()
+                && right.is_some()
+                && before.get(Field::VM_EXIT_MSR_STORE_COUNT) > 0
+                && before.get(Field::VM_EXIT_MSR_STORE_ADDR) >= RAM
+        },
+    },
 ];
+
+/// "IA-32e mode guest" and "unrestricted guest" with CR0.PG clear.
+fn is_ia32e_without_paging(before: &Vmcs12) -> bool {
+    before.get(Field::VM_ENTRY_CONTROLS) >> 9 & 1 != 0
+        && before.get(Field::SECONDARY_VM_EXEC_CONTROL) >> 7 & 1 != 0
+        && before.get(Field::GUEST_CR0) >> 31 & 1 == 0
+}
 
 /// Bytes of RAM that a campaign's machines have.
 const RAM: u64 = 16 << 20;

@@ -104,8 +104,9 @@ pub(super) static ROWS: &[Row] = &[
         against: &[Against::Bochs],
         reason: "an entry that fails leaves the exit-information fields as they were, reason and qualification of a failure by exit apart: each processor has what the case before left",
         holds: |p, d| {
-            let failed = p.reason() >> 31 != 0;
-            (p.left.status != crate::layout::status::EXIT || failed)
+            let is_exit = p.left.status == crate::layout::status::EXIT;
+            let failed = is_exit && p.reason() >> 31 != 0;
+            (!is_exit || failed)
                 && d.what.parse::<Field>().is_ok_and(Field::is_read_only)
                 && !is(d, Field::VM_INSTRUCTION_ERROR)
                 && !(failed && (is(d, Field::EXIT_QUALIFICATION) || is(d, Field::VM_EXIT_REASON)))
@@ -133,6 +134,16 @@ pub(super) static ROWS: &[Row] = &[
         reason: "what is read where no RAM is, is the chipset's affair: Bochs reads ones, a misconfigured entry; the model an entry that is not present",
         holds: |p, d| {
             ended(d) == Some((48, 49)) && p.before.get(Field::EPT_POINTER) & !0xfff >= RAM
+        },
+    },
+    Row {
+        id: "low-memory",
+        against: &[Against::Bochs],
+        reason: "paging tables at address 0 are what a BIOS left there on Bochs, and zeros on the model",
+        holds: |p, d| {
+            d.what == "outcome"
+                && p.before.get(Field::GUEST_CR3) >> 12 == 0
+                && p.before.get(Field::GUEST_CR0) >> 31 & 1 != 0
         },
     },
 ];
