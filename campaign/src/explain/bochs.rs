@@ -1,6 +1,7 @@
 //! What Bochs does otherwise than the SDM, below KVM as well as by itself.
 
 use super::*;
+use crate::wire::Record;
 
 pub(super) static ROWS: &[Row] = &[
     Row {
@@ -95,11 +96,14 @@ pub(super) static ROWS: &[Row] = &[
         id: "bochs-pending-single-step-delivered",
         against: &[Against::Kvm],
         reason: "the BS that Bochs 2.7 leaves pending at an exit (bochs-pending-single-step) is delivered when L0 enters again after an exit of its own",
-        holds: |p, _| {
+        holds: |p, d| {
+            let at_stub =
+                |record: &Record| record.vmcs12.get(Field::GUEST_RIP) & 0xfff == DEBUG_STUB;
+            // Where the delivery itself fails, that is what L1 sees.
+            let failed = ended(d).is_some_and(|(left, right)| left == 10 && matches!(right, 0 | 2));
             p.before.get(Field::GUEST_RFLAGS) & TRAP != 0
                 && p.left.status == p.right.status
-                && p.right.vmcs12.get(Field::GUEST_RIP) & 0xfff == DEBUG_STUB
-                && p.left.vmcs12.get(Field::GUEST_RIP) & 0xfff != DEBUG_STUB
+                && (at_stub(p.right) && !at_stub(p.left) || failed)
         },
     },
     Row {
@@ -140,15 +144,16 @@ pub(super) static ROWS: &[Row] = &[
         },
     },
     Row {
-        id: "bochs-link-pointer-order",
+        id: "bochs-check-order",
         against: &[Against::Bochs],
-        reason: "the checks of guest state may be made in any order (SDM Vol. 3C \"Checking and Loading Guest State\"); if the link pointer is bad and something else, too, the qualification is 4 or 0",
+        reason: "the checks of guest state may be made in any order (SDM Vol. 3C \"Checking and Loading Guest State\"); if the link pointer or a PDPTE is bad and something else, too, the qualification is 4, 2 or 0",
         holds: |p, d| {
             is(d, Field::EXIT_QUALIFICATION)
                 && p.reason() == u64::from(INVALID_GUEST_STATE)
-                && (d.left == LINK_POINTER || d.right == LINK_POINTER)
                 && p.case.mutations.len() > 1
-                && p.before.get(Field::VMCS_LINK_POINTER) != u64::MAX
+                && [d.left, d.right]
+                    .iter()
+                    .all(|q| matches!(*q, 0 | 2 | LINK_POINTER))
         },
     },
     Row {
@@ -185,9 +190,10 @@ pub(super) static ROWS: &[Row] = &[
         against: &[Against::Bochs],
         reason: "\"entry to SMM\" outside SMM is an invalid control (SDM Vol. 3C \"VM-Entry Control Fields\"); Bochs 2.7 looks at the blocking of SMIs that goes with it, and calls guest state invalid",
         holds: |p, d| {
-            d.what == "outcome"
-                && d.right as u32 == INVALID_GUEST_STATE
-                && p.before.get(Field::VM_ENTRY_CONTROLS) >> 10 & 1 != 0
+            let guest_state = d.what == "outcome" && d.right as u32 == INVALID_GUEST_STATE;
+            // Host state that is bad, too, then comes first.
+            let host_state = is(d, Field::VM_INSTRUCTION_ERROR) && (d.left, d.right) == (7, 8);
+            (guest_state || host_state) && p.before.get(Field::VM_ENTRY_CONTROLS) >> 10 & 1 != 0
         },
     },
     Row {
@@ -241,15 +247,15 @@ pub(super) static ROWS: &[Row] = &[
         },
     },
     Row {
-        id: "bochs-hlt-single-step",
-        against: &[Against::Bochs],
-        reason: "in HLT, BS is pending exactly if RFLAGS.TF is 1 and IA32_DEBUGCTL.BTF is 0 (SDM Vol. 3C \"Checks on Guest Non-Register State\"); Bochs 2.7 checks it with blocking by STI or MOV SS alone",
+        id: "bochs-single-step-pending",
+        against: BOTH,
+        reason: "with blocking by STI or MOV SS and in HLT, BS is pending exactly if RFLAGS.TF is 1 and IA32_DEBUGCTL.BTF is 0 (SDM Vol. 3C \"Checks on Guest Non-Register State\"); Bochs 2.7 lacks the check",
         holds: |p, d| {
             let steps = p.before.get(Field::GUEST_RFLAGS) & TRAP != 0;
             let pending = p.before.get(Field::GUEST_PENDING_DBG_EXCEPTIONS) & SINGLE_STEP != 0;
-            p.left_failed_by_guest_state(d)
-                && p.before.get(Field::GUEST_ACTIVITY_STATE) == HLT
-                && (steps || pending)
+            let halted = p.before.get(Field::GUEST_ACTIVITY_STATE) == HLT;
+            let shadow = p.before.get(Field::GUEST_INTERRUPTIBILITY_INFO) & 3 != 0;
+            p.left_failed_by_guest_state(d) && (halted || shadow) && (steps || pending)
         },
     },
     Row {
@@ -322,5 +328,34 @@ pub(super) static ROWS: &[Row] = &[
         against: &[Against::Bochs],
         reason: "with \"IA-32e mode guest\" CR0.PG is 1 (SDM Vol. 3C \"Checks on Guest Control Registers, Debug Registers, and MSRs\"); with \"unrestricted guest\" Bochs 2.7 enters without",
         holds: |p, d| p.left_failed_by_guest_state(d) && is_ia32e_without_paging(p.before),
+    },
+    Row {
+        id: "bochs-pending-under-mov-ss",
+        against: BOTH,
+        reason: "with blocking by MOV SS an exit keeps the pending debug exceptions (SDM Vol. 3C \"Saving Non-Register State\"); Bochs 2.7 clears those that are not enabled",
+        holds: |p, d| {
+            is(d, Field::GUEST_PENDING_DBG_EXCEPTIONS)
+                && d.right == 0
+                && p.before.get(Field::GUEST_INTERRUPTIBILITY_INFO) & 2 != 0
+        },
+    },
+    Row {
+        id: "bochs-null-stack-segment",
+        against: BOTH,
+        reason: "whether SS is checked depends on the bit for unusable, not on its selector (SDM Vol. 3C \"Checks on Guest Segment Registers\"); Bochs 2.7 takes a null selector for unusable",
+        holds: |p, d| {
+            p.left_failed_by_guest_state(d) && p.before.get(Field::GUEST_SS_SELECTOR) & !3 == 0
+        },
+    },
+    Row {
+        id: "read-modify-write-qualification",
+        against: BOTH,
+        reason: "an EPT violation of a read-modify-write has the read and the write bit (SDM Vol. 3C, table \"Exit Qualification for EPT Violations\"); Bochs 2.7 sets the write bit alone (examples/README.md)",
+        holds: |p, d| {
+            is(d, Field::EXIT_QUALIFICATION)
+                && p.reason() == 48
+                && d.left == d.right | 1
+                && d.right & 2 != 0
+        },
     },
 ];

@@ -32,18 +32,23 @@ pub(super) static ROWS: &[Row] = &[
         holds: |p, d| {
             (ended_right(d) == Some(INVALID_GUEST_STATE) || is(d, Field::EXIT_QUALIFICATION))
                 && p.right.vmcs12.get(Field::EXIT_QUALIFICATION) == LINK_POINTER
-                && p.before.get(Field::VMCS_LINK_POINTER) == crate::layout::SHADOW_LINK
+                && p.before.get(Field::VMCS_LINK_POINTER) < RAM
         },
     },
     Row {
-        id: "kvm-segments-before-msrs",
+        id: "kvm-segments-first",
         against: &[Against::Kvm],
-        reason: "without \"unrestricted guest\" KVM looks at L2's segments before it loads MSRs (prepare_vmcs02, vmx_guest_state_valid); the model has both orders of the SDM and of the processor below KVM, not this one",
+        reason: "without \"unrestricted guest\" KVM looks at L2's segments before it loads PDPTEs and MSRs, and before its processor sees the TPR threshold (prepare_vmcs02, vmx_guest_state_valid); the model has both orders of the SDM and of the processor below KVM, not this one",
         holds: |p, d| {
             let unrestricted = p.before.get(Field::SECONDARY_VM_EXEC_CONTROL) >> 7 & 1 != 0;
-            let loaded =
-                d.what.starts_with("L1 MSR") && p.reason() == u64::from(INVALID_GUEST_STATE);
-            (ended(d) == Some((INVALID_MSRS, INVALID_GUEST_STATE)) || loaded) && !unrestricted
+            let failed = p.reason() == u64::from(INVALID_GUEST_STATE);
+            let loaded = d.what.starts_with("L1 MSR") && failed;
+            let pdptes = is(d, Field::EXIT_QUALIFICATION) && failed && (d.left, d.right) == (2, 0);
+            let threshold = d.left == u64::from(crate::layout::status::FAIL_VALID) << 32
+                && ended_right(d) == Some(INVALID_GUEST_STATE)
+                && p.before.get(Field::TPR_THRESHOLD) != 0;
+            let msrs = ended(d) == Some((INVALID_MSRS, INVALID_GUEST_STATE));
+            (msrs || loaded || pdptes || threshold) && !unrestricted
         },
     },
     Row {
@@ -75,6 +80,21 @@ pub(super) static ROWS: &[Row] = &[
             get(Field::GUEST_RIP) > get(Field::GUEST_CS_LIMIT)
                 && (get(Field::GUEST_CS_AR_BYTES) & u64::from(AccessRights::LONG.bits()) == 0
                     || get(Field::GUEST_RFLAGS) & VIRTUAL_8086 != 0)
+        },
+    },
+    Row {
+        id: "kvm-hardware-breakpoint-exception",
+        against: &[Against::Kvm],
+        reason: "#BP and #OF injected as hardware exceptions: if L0 has an exit of its own during the delivery, KVM injects them again as software exceptions, whose gate is checked for privilege and whose frame has RIP behind the instruction (kvm_exception_is_soft)",
+        holds: |p, d| {
+            let information = p.before.get(Field::VM_ENTRY_INTR_INFO_FIELD);
+            information >> 31 & 1 != 0
+                && information >> 8 & 7 == 3
+                && matches!(information & 0xff, 3 | 4)
+                && p.left.status == p.right.status
+                && (d.what.starts_with("stack")
+                    || is(d, Field::GUEST_RSP)
+                    || is(d, Field::GUEST_RIP))
         },
     },
 ];

@@ -45,7 +45,7 @@ pub(super) static ROWS: &[Row] = &[
         reason: "in real-address mode Bochs holds CS with the type of a data segment; the SDM (Vol. 3A \"Real-Address Mode\") gives it no meaning there",
         holds: |p, d| {
             is(d, Field::GUEST_CS_AR_BYTES)
-                && (d.left ^ d.right) & !0xc == 0
+                && (d.left ^ d.right) & !0xe == 0
                 && p.left.vmcs12.get(Field::GUEST_CR0) & 1 == 0
         },
     },
@@ -144,6 +144,17 @@ pub(super) static ROWS: &[Row] = &[
             d.what == "outcome"
                 && p.before.get(Field::GUEST_CR3) >> 12 == 0
                 && p.before.get(Field::GUEST_CR0) >> 31 & 1 != 0
+        },
+    },
+    Row {
+        id: "shadow-at-triple-fault",
+        against: BOTH,
+        reason: "an event whose delivery fails may or may not have ended blocking by MOV SS and STI (SDM Vol. 3A \"Masking Exceptions and Interrupts When Switching Stacks\" knows only the instruction after); on Bochs it has",
+        holds: |p, d| {
+            is(d, Field::GUEST_INTERRUPTIBILITY_INFO)
+                && d.left & !d.right & !3 == 0
+                && d.right == d.left & !3
+                && matches!(p.reason(), 0 | 2)
         },
     },
 ];

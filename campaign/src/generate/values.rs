@@ -121,7 +121,8 @@ fn value(random: &mut Random, field: Field, old: u64, width: u8) -> u64 {
         | Field::VM_ENTRY_CONTROLS => flip(random, old, 32),
         Field::EPT_POINTER => match random.below(4) {
             0 => address(random, old, width),
-            _ => flip(random, old, 64),
+            // Bits 23:21 would lead to the batch itself, which is another on each side.
+            _ => old ^ (1 << random.below(64)) & !0xe0_0000,
         },
         Field::GUEST_CR0 => match random.below(4) {
             0 => *random.pick(&[

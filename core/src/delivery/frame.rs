@@ -4,6 +4,7 @@
 use super::{DeliveryFault, LinearMemory, Privilege};
 use crate::cpu::Cpu;
 use crate::x86::control::efer;
+use crate::x86::cr_write::is_canonical;
 use crate::x86::{AccessRights, Exception, Segment};
 
 /// A linear address: 32 bits outside IA-32e mode.
@@ -14,6 +15,16 @@ pub(super) const fn linear(cpu: &Cpu, base: u64, offset: u32) -> u64 {
     } else {
         address & 0xffff_ffff
     }
+}
+
+/// Whether a system structure may be read there: in IA-32e mode its address has to be canonical (SDM
+/// Vol. 1 "Canonical Addressing").
+pub(super) fn is_addressable(cpu: &Cpu, address: u64) -> bool {
+    let width = match cpu.model.linear_address_width {
+        57 => 57,
+        _ => 48,
+    };
+    cpu.sregs.efer & efer::LMA == 0 || is_canonical(address, width)
 }
 
 /// An exception with a selector as error code.
@@ -55,6 +66,9 @@ impl Descriptor {
             return Err(beyond);
         }
         let address = linear(cpu, base, offset);
+        if !is_addressable(cpu, address) {
+            return Err(fault(Exception::GP, selector, external));
+        }
         let mut bytes = [0; 8];
         memory.read(address, &mut bytes, Privilege::ImplicitSupervisor)?;
         let value = u64::from_le_bytes(bytes);

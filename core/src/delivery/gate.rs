@@ -2,7 +2,7 @@
 //! Procedures", "Exception and Interrupt Handling in 64-bit Mode"; Vol. 2 "INT n/INTO/INT3/INT1",
 //! whose pseudocode gives the order of the checks).
 
-use super::frame::{Descriptor, fault, linear, read_tss};
+use super::frame::{Descriptor, fault, is_addressable, linear, read_tss};
 use super::stack::{MOST, Stack};
 use super::{DeliveryFault, LinearMemory, Privilege, finish, return_address, task};
 use crate::cpu::Cpu;
@@ -181,9 +181,13 @@ fn read_gate<L: LinearMemory + ?Sized>(
     if offset + entry_size - 1 > u32::from(cpu.sregs.idtr.limit) {
         return Err(bad(Exception::GP));
     }
+    let address = linear(cpu, cpu.sregs.idtr.base, offset);
+    if !is_addressable(cpu, address) {
+        return Err(bad(Exception::GP));
+    }
     let mut bytes = [0; 16];
     memory.read(
-        linear(cpu, cpu.sregs.idtr.base, offset),
+        address,
         &mut bytes[..entry_size as usize],
         Privilege::ImplicitSupervisor,
     )?;

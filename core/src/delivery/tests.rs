@@ -182,6 +182,29 @@ fn image(cpu: &Cpu) -> (Regs, Sregs) {
 }
 
 #[test]
+fn system_tables_that_reach_beyond_canonical_addresses_are_general_protection() {
+    let mut flat = Flat::new();
+    gdt(&flat);
+    let event = Event::exception(Exception::page_fault(3, 0x777));
+    let general_protection = |error_code| {
+        Err(DeliveryFault::Exception(Exception {
+            error_code: Some(error_code),
+            ..Exception::GENERAL_PROTECTION
+        }))
+    };
+    let mut cpu = long_mode(0);
+    cpu.sregs.idtr.base = 0x7fff_ffff_ffff;
+    // Vector 14, of the IDT, external.
+    let vector = general_protection(14 << 3 | 3);
+    assert_eq!(deliver(&mut cpu, &mut flat, &event), vector);
+    let mut cpu = long_mode(0);
+    long_gate(&flat, 14, 8, 0x8e, 0, 0x00ff_8000_1234);
+    cpu.sregs.gdtr.base = 0x7fff_ffff_ffff;
+    let selector = general_protection(8 | 1);
+    assert_eq!(deliver(&mut cpu, &mut flat, &event), selector);
+}
+
+#[test]
 fn same_privilege_in_64_bit_mode() {
     let mut flat = Flat::new();
     gdt(&flat);
