@@ -97,4 +97,42 @@ pub(super) static ROWS: &[Row] = &[
                     || is(d, Field::GUEST_RIP))
         },
     },
+    Row {
+        id: "kvm-dummy-root",
+        against: &[Against::Kvm],
+        reason: "EPT tables whose root is no RAM: KVM of Linux 6.12 runs L2 on an empty table of its own (kvm_mmu, dummy root) and reports the permissions of the walk that it never made, bits 5:3 all set; the SDM has them zero where nothing is present (Vol. 3C, table \"Exit Qualification for EPT Violations\")",
+        holds: |p, d| {
+            const PERMISSIONS: u64 = 7 << 3;
+            const ACCESS: u64 = 7;
+            is(d, Field::EXIT_QUALIFICATION)
+                && p.reason() == 48
+                && d.right & PERMISSIONS == PERMISSIONS
+                && d.left & PERMISSIONS == 0
+                && (d.left ^ d.right) & ACCESS & !3 == 0
+                && p.before.get(Field::EPT_POINTER) & !0xfff >= RAM
+        },
+    },
+    Row {
+        id: "kvm-freeze-in-smm",
+        against: &[Against::Kvm],
+        reason: "FREEZE_WHILE_SMM in the guest's IA32_DEBUGCTL: Linux 6.12 lets it through, to keep old snapshots alive (KVM_X86_QUIRK_VMCS12_ALLOW_FREEZE_IN_SMM), 6.1 and the model refuse it",
+        holds: |p, d| {
+            const FREEZE_WHILE_SMM: u64 = 1 << 14;
+            d.what == "outcome"
+                && d.left as u32 == INVALID_GUEST_STATE
+                && d.right as u32 != INVALID_GUEST_STATE
+                && p.before.get(Field::GUEST_IA32_DEBUGCTL) == FREEZE_WHILE_SMM
+        },
+    },
+    Row {
+        id: "kvm-timer-zero-in-hlt",
+        against: &[Against::Kvm],
+        reason: "a VMX-preemption timer that is zero at an entry to HLT: the state saved is HLT (SDM Vol. 3C \"VMX-Preemption Timer\", \"Saving Non-Register State\"); Linux 6.12 has not halted the vCPU yet when the timer ends L2, and saves the active state",
+        holds: |p, d| {
+            is(d, Field::GUEST_ACTIVITY_STATE)
+                && p.reason() == 52
+                && (d.left, d.right) == (HLT, 0)
+                && p.before.get(Field::VMX_PREEMPTION_TIMER_VALUE) == 0
+        },
+    },
 ];
