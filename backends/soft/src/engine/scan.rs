@@ -39,7 +39,7 @@ pub enum Special {
     /// SETcc, RCL or RCR of memory.
     FlagsFirst,
     /// Any other, at CPL 3 with RFLAGS.AC set: the translator knows no alignment checks. Not found by
-    /// [`classify`]; [`super::Env::run_natively_once`] has it executed.
+    /// `classify`; [`super::Env::run_natively_once`] has it executed.
     AlignmentCheck,
     /// Undefined on this processor: an illegal LOCK prefix, VEX without AVX, VMREAD and VMWRITE with
     /// an operand-size or repeat prefix, SSE without CR4.OSFXSR.
