@@ -1,10 +1,14 @@
 //! VMX capability MSRs that KVM offers to L1 (`KVM_GET_MSRS` on the system: `nested_vmx_setup_ctls_msrs`).
 //! KVM of Linux 6.12.117 gave the same numbers as 6.1.192 on the three models of Bochs 2.7.
 
-use super::table::vmx;
+use super::table::{by_number, vmx};
+use crate::vmx::capability::MSR_COUNT;
 
 const ASKED: &str = "KVM_GET_MSRS on /dev/kvm in the lab";
 const ASKED_3_0: &str = "KVM_GET_MSRS on /dev/kvm in Bochs 3.0";
+
+/// What KVM offers to L1 on `icelake_u`, by `number - 0x480`.
+pub const KVM_6_1_ICELAKE: [u64; MSR_COUNT] = by_number(ICELAKE_U);
 
 vmx! {
     /// On `icelake_u`.

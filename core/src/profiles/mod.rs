@@ -20,6 +20,7 @@ mod table;
 mod tests;
 
 pub use derive::{cr4_fixed1, has_field, highest_field, kvm_vmcs_enum, vmcs_enum};
+pub use kvm_vmx::KVM_6_1_ICELAKE;
 pub use soft::{Dropped, ForSoft, rows, why_not};
 pub use table::MsrRow;
 
@@ -135,10 +136,7 @@ impl Profile {
     /// VMX capability MSRs 0x480 to 0x493, by `number - 0x480`, the computed ones included.
     #[must_use]
     pub fn vmx_msrs(&self) -> [u64; MSR_COUNT] {
-        let mut msrs = [0; MSR_COUNT];
-        for row in self.vmx {
-            msrs[index(row.number)] = row.value;
-        }
+        let mut msrs = table::by_number(self.vmx);
         if self.row(msr::IA32_VMX_CR4_FIXED1).is_none() {
             msrs[index(msr::IA32_VMX_CR4_FIXED1)] = cr4_fixed1(self.cpuid);
         }

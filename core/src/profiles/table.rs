@@ -1,6 +1,8 @@
 //! How the tables of profiles are written: a leaf or an MSR a row.
 
+use crate::vmx::capability::MSR_COUNT;
 use crate::x86::cpuid::CpuidEntry;
+use crate::x86::msr::IA32_VMX_BASIC;
 
 /// A VMX capability MSR and where its value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +30,17 @@ pub(super) const fn entry(leaf: u32, subleaf: Option<u32>, registers: [u32; 4]) 
         ecx,
         edx,
     }
+}
+
+/// The values of rows by `number - 0x480`; zero where there is no row.
+pub(super) const fn by_number(rows: &[MsrRow]) -> [u64; MSR_COUNT] {
+    let mut msrs = [0; MSR_COUNT];
+    let mut at = 0;
+    while at < rows.len() {
+        msrs[(rows[at].number - IA32_VMX_BASIC) as usize] = rows[at].value;
+        at += 1;
+    }
+    msrs
 }
 
 /// CPUID as rows of leaf, subleaf where it matters, EAX, EBX, ECX, EDX. Leaves of zeroes are left out.

@@ -1,9 +1,7 @@
 //! The VMX capability MSRs (SDM Vol. 3, appendix A "VMX Capability Reporting Facility"): what a
 //! processor, or KVM as the processor of L1, lets the fields of a VMCS be.
 
-mod profiles;
-
-pub use profiles::KVM_6_1_ICELAKE;
+pub use crate::profiles::KVM_6_1_ICELAKE;
 
 use crate::cpu::Model;
 use crate::x86::msr;
