@@ -184,33 +184,17 @@ impl<W: Write> Driver<W> {
         if self.pc.is_some() {
             return self.run_pc(vm, budget);
         }
-        let start = Instant::now();
-        let first_event = self.events.len() as u64;
-        let first_instruction = vm.vcpu(0).executed_instructions();
+        let account = Account::open(budget, self.events.len(), vm);
         loop {
-            let seen = self.events.len() as u64 - first_event;
-            let left = Budget {
-                instructions: budget
-                    .instructions
-                    .map(|limit| limit.saturating_sub(executed_since(vm, first_instruction))),
-                nested_events: budget.nested_events.map(|limit| limit.saturating_sub(seen)),
-                until: budget.until,
-                time: budget
-                    .time
-                    .map(|limit| limit.saturating_sub(start.elapsed())),
-            };
-            if left.instructions == Some(0)
-                || left.nested_events == Some(0)
-                || left.time.is_some_and(|time| time.is_zero())
-            {
+            let Some(left) = account.left(self.events.len(), vm) else {
                 return Ok(Stop::Budget);
-            }
+            };
             let exit = vm.vcpu(0).run(left);
             self.collect(vm)?;
             if let Some(stop) = self.handle(vm, exit?)? {
                 return Ok(stop);
             }
-            if budget.instructions.is_some() && first_instruction.is_none() {
+            if account.cannot_count_instructions() {
                 return Ok(Stop::Budget);
             }
         }
@@ -320,11 +304,58 @@ fn serial_register(port: u16, index: usize) -> Option<u8> {
         .filter(|register| *register < 8)
 }
 
-/// Instructions that the vCPU has executed since its count was `first`; zero if it does not count.
-fn executed_since(vm: &mut dyn Vm, first: Option<u64>) -> u64 {
-    let now = vm.vcpu(0).executed_instructions();
-    now.zip(first)
-        .map_or(0, |(now, first)| now.saturating_sub(first))
+/// What of a budget is spent since a call began.
+struct Account {
+    budget: Budget,
+    start: Instant,
+    first_event: usize,
+    /// vCPU 0's count of instructions; `None` if the backend has none.
+    first_instruction: Option<u64>,
+}
+
+impl Account {
+    /// Begins to count; `events` have been seen before.
+    fn open(budget: Budget, events: usize, vm: &mut dyn Vm) -> Self {
+        Self {
+            budget,
+            start: Instant::now(),
+            first_event: events,
+            first_instruction: vm.vcpu(0).executed_instructions(),
+        }
+    }
+
+    /// What is left once `events` have been seen; `None` if nothing is.
+    fn left(&self, events: usize, vm: &mut dyn Vm) -> Option<Budget> {
+        let Budget {
+            instructions,
+            nested_events,
+            until,
+            time,
+        } = self.budget;
+        let seen = (events - self.first_event) as u64;
+        let left = Budget {
+            instructions: instructions.map(|limit| limit.saturating_sub(self.executed(vm))),
+            nested_events: nested_events.map(|limit| limit.saturating_sub(seen)),
+            until,
+            time: time.map(|limit| limit.saturating_sub(self.start.elapsed())),
+        };
+        let spent = left.instructions == Some(0)
+            || left.nested_events == Some(0)
+            || left.time.is_some_and(|time| time.is_zero());
+        (!spent).then_some(left)
+    }
+
+    /// Instructions that vCPU 0 has executed; zero if it does not count.
+    fn executed(&self, vm: &mut dyn Vm) -> u64 {
+        let now = vm.vcpu(0).executed_instructions();
+        now.zip(self.first_instruction)
+            .map_or(0, |(now, first)| now.saturating_sub(first))
+    }
+
+    /// Whether there is a limit on instructions that cannot be carried over an exit.
+    fn cannot_count_instructions(&self) -> bool {
+        self.budget.instructions.is_some() && self.first_instruction.is_none()
+    }
 }
 
 #[cfg(test)]

@@ -3,14 +3,13 @@
 //! A run lasts until a device would raise a line by itself ([`Budget::until`]), so lines change at the
 //! same instruction in every run. The PIC's output goes to vCPU 0, the I/O APIC's messages to all.
 
-use super::{Driver, Stop, executed_since};
+use super::{Account, Driver, Stop};
 use crate::pc::fw_cfg::{DESCRIPTOR_SIZE, FwCfg};
 use crate::pc::{Config, MOST_MEMORY, Pc, Request};
 use crate::ports;
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
 use nvmx_core::vcpu::{BackendError, Budget, Exit, Result, Vm};
 use std::io::Write;
-use std::time::Instant;
 
 /// Exits between two looks at what nested events there are, if nobody counts them.
 const COLLECT_EVERY: u32 = 1024;
@@ -67,33 +66,20 @@ impl<W: Write> Driver<W> {
     }
 
     fn run_devices(&mut self, pc: &mut Pc, vm: &mut dyn Vm, budget: Budget) -> Result<Stop> {
-        let start = Instant::now();
-        let first_event = self.events.len() as u64;
-        let first_instruction = vm.vcpu(0).executed_instructions();
+        let account = Account::open(budget, self.events.len(), vm);
         let mut since_collected = 0;
         let mut now = time(vm)?;
         pc.advance(now);
         loop {
             self.signal(pc, vm)?;
             let deadline = pc.deadline();
-            let seen = self.events.len() as u64 - first_event;
-            let left = Budget {
-                instructions: budget
-                    .instructions
-                    .map(|limit| limit.saturating_sub(executed_since(vm, first_instruction))),
-                nested_events: budget.nested_events.map(|limit| limit.saturating_sub(seen)),
-                until: deadline.into_iter().chain(budget.until).min(),
-                time: budget
-                    .time
-                    .map(|limit| limit.saturating_sub(start.elapsed())),
-            };
-            if left.instructions == Some(0)
-                || left.nested_events == Some(0)
-                || budget.until.is_some_and(|until| until <= now)
-                || left.time.is_some_and(|time| time.is_zero())
-            {
+            if budget.until.is_some_and(|until| until <= now) {
                 return Ok(Stop::Budget);
             }
+            let Some(mut left) = account.left(self.events.len(), vm) else {
+                return Ok(Stop::Budget);
+            };
+            left.until = deadline.into_iter().chain(budget.until).min();
             let (vcpu, exit) = vm.run(left)?;
             since_collected += 1;
             if budget.nested_events.is_some() || since_collected == COLLECT_EVERY {
