@@ -139,6 +139,19 @@ pub struct Model {
     pub personality: Personality,
 }
 
+impl Model {
+    /// Bits of a linear address: at least 48, whatever CPUID says.
+    #[inline(always)]
+    #[must_use]
+    pub const fn linear_width(&self) -> u8 {
+        match self.linear_address_width {
+            0..48 => 48,
+            width @ 48..=64 => width,
+            _ => 64,
+        }
+    }
+}
+
 /// One logical processor.
 #[derive(Clone, Default)]
 pub struct Cpu {

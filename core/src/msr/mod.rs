@@ -233,16 +233,12 @@ fn store(register: &mut u64, value: u64, allowed: u64) -> Result<(), MsrFault> {
 
 /// Whether an address is canonical for the processor's linear-address width.
 fn canonical(cpu: &Cpu, value: u64) -> bool {
-    is_canonical(value, linear_width(cpu))
-}
-
-fn linear_width(cpu: &Cpu) -> u8 {
-    cpu.model.linear_address_width.clamp(48, 64)
+    is_canonical(value, cpu.model.linear_width())
 }
 
 fn sysenter_address(cpu: &Cpu, value: u64) -> Result<u64, MsrFault> {
     if cpu.model.as_kvm(Difference::SysenterAddress) {
-        let unused = 64 - u32::from(linear_width(cpu));
+        let unused = 64 - u32::from(cpu.model.linear_width());
         return Ok(((value << unused) as i64 >> unused) as u64);
     }
     require(canonical(cpu, value))?;

@@ -89,18 +89,11 @@ impl Processor {
         if self.cpu.activity == Activity::WaitForSipi {
             return None;
         }
-        let preemption = self
-            .in_l2()
-            .then(|| entry::preemption_timer_expiry(&self.cpu))
-            .flatten();
         let timer = self
             .apic
             .next_deadline()
             .filter(|_| self.apic.timer_can_interrupt());
-        let deadline = match (timer, preemption) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        let deadline = self.or_preemption_timer(timer);
         let tsc = self.cpu.tsc;
         deadline.map(|deadline| tsc.ticks.saturating_add(deadline.saturating_sub(tsc.l1())))
     }
@@ -299,11 +292,16 @@ impl Processor {
 
     /// L1's TSC at which a timer does something next.
     pub(crate) fn next_deadline(&self) -> Option<u64> {
+        self.or_preemption_timer(self.apic.next_deadline())
+    }
+
+    /// The earlier of a deadline and of the expiry of L2's VMX-preemption timer.
+    fn or_preemption_timer(&self, deadline: Option<u64>) -> Option<u64> {
         let preemption = self
             .in_l2()
             .then(|| entry::preemption_timer_expiry(&self.cpu))
             .flatten();
-        match (self.apic.next_deadline(), preemption) {
+        match (deadline, preemption) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }

@@ -243,7 +243,7 @@ impl Processor {
             self.read_linear(address.linear.wrapping_add(8 * index as u64), word)?;
         }
         let [pcid, linear] = words.map(u64::from_le_bytes);
-        let width = self.cpu.model.linear_address_width.max(48);
+        let width = self.cpu.model.linear_width();
         let has_pcids = self.cpu.sregs.cr4 & cr4::PCIDE != 0;
         let allowed = match kind {
             0 => is_canonical(linear, width) && (has_pcids || pcid == 0),

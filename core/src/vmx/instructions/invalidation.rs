@@ -100,7 +100,7 @@ pub fn invvpid(cpu: &Cpu, kind: u64, descriptor: [u64; 2]) -> (VmxResult, Flush)
         return (invalid_operand(cpu), Flush::None);
     };
     let flush = match kind {
-        0 if vpid != 0 && is_canonical(address, cpu.model.linear_address_width) => {
+        0 if vpid != 0 && is_canonical(address, cpu.model.linear_width()) => {
             Flush::Linear { vpid, address }
         }
         // Retaining globals is allowed to drop them too.

@@ -108,10 +108,7 @@ impl Context<'_> {
     /// Bits of a linear address. (L1's CR4.LA57 is repeated in the host state.)
     #[inline(always)]
     fn linear_width(&self) -> u8 {
-        let width = match self.model.linear_address_width {
-            0 => 48,
-            width => width,
-        };
+        let width = self.model.linear_width();
         let has_la57 = self.get(Field::HOST_CR4) & cr4::LA57 != 0;
         if self.model.as_kvm(Difference::CanonicalWidth) && !has_la57 {
             width.min(48)
