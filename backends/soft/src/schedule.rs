@@ -94,6 +94,7 @@ enum Look {
 impl SoftVm {
     /// The registers of the processor in the engine back into the engine.
     pub(crate) fn put(&mut self) {
+        self.settled = false;
         sync_out(&mut self.processors[self.current], self.engine.env_mut());
     }
 
@@ -103,11 +104,14 @@ impl SoftVm {
         self.processors[self.current].event_limit = limits.last_event;
         let (mut idle_calls, mut executed_at_call) = (0, self.engine.env().executed());
         loop {
-            if let Some(exit) = self.processors[self.current].boundary() {
+            // A step ends where the next one begins.
+            if !std::mem::take(&mut self.settled) {
+                if let Some(exit) = self.processors[self.current].boundary() {
+                    self.put();
+                    return Ok(exit);
+                }
                 self.put();
-                return Ok(exit);
             }
-            self.put();
             let executed = self.engine.env().executed();
             let processor = &mut self.processors[self.current];
             if executed >= limits.last_instruction
@@ -115,6 +119,8 @@ impl SoftVm {
                 || processor.cpu.tsc.ticks >= processor.until
                 || limits.give_up.is_some_and(|time| Instant::now() >= time)
             {
+                // With no event left the boundary has not looked.
+                self.settled = processor.event_count < limits.last_event;
                 return Ok(Exit::Budget);
             }
             let slice = if limits.give_up.is_some() {
@@ -238,6 +244,7 @@ impl SoftVm {
     pub(crate) fn set_together(&mut self, together: bool) {
         for processor in &mut self.processors {
             if processor.outside.together != together {
+                self.settled = false;
                 processor.outside.together = together;
                 processor.effects.controls = true;
             }

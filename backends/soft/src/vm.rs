@@ -31,6 +31,8 @@ pub struct SoftVm {
     pub(crate) processors: Vec<Processor>,
     /// The processor in the engine.
     pub(crate) current: usize,
+    /// Nothing has changed since the processor in the engine was looked at: the next instruction may run.
+    pub(crate) settled: bool,
     pub(crate) turn: Turn,
     pub(crate) clock: GuestClock,
 }
@@ -75,6 +77,7 @@ impl SoftVm {
             engine,
             processors,
             current: 0,
+            settled: false,
             turn: Turn::default(),
             clock: GuestClock::new(model::TSC_KHZ),
         };
@@ -84,6 +87,7 @@ impl SoftVm {
 
     /// Whose behaviour the machine shows where KVM's and the SDM's differ: KVM's unless this says so.
     pub fn set_personality(&mut self, personality: Personality) {
+        self.settled = false;
         for processor in &mut self.processors {
             Arc::make_mut(&mut processor.cpu.model).personality = personality;
         }
@@ -149,6 +153,8 @@ impl Vm for SoftVm {
     }
 
     fn write_memory(&mut self, address: L1Phys, bytes: &[u8]) -> Result<()> {
+        // The virtual-APIC page is memory, too.
+        self.settled = false;
         let ram = &self.processors[self.current].ram;
         ram.write(address, bytes)?;
         let env = self.engine.env_mut();
