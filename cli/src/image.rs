@@ -77,6 +77,7 @@ fn build_example(name: &str, iterations: u32) -> anyhow::Result<Vec<u8>> {
     let Some(guest) = nvmx_examples::guests::find(name) else {
         let known: Vec<_> = nvmx_examples::guests::all()
             .iter()
+            .chain(nvmx_examples::guests::several())
             .map(|guest| guest.name)
             .collect();
         bail!(

@@ -357,7 +357,7 @@ pub trait Vm {
         match self.vcpu_count() {
             1 => Ok((0, self.vcpu(0).run(budget)?)),
             count => Err(BackendError::Unsupported(format!(
-                "running {count} vCPUs together on this backend"
+                "running {count} vCPUs together on this backend; `soft` does, here it takes one"
             ))),
         }
     }

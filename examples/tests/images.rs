@@ -3,9 +3,13 @@
 use nvmx_examples::{Params, guests};
 use nvmx_machine::{LoadOptions, load};
 
+fn every_guest() -> impl Iterator<Item = &'static guests::Guest> {
+    guests::all().iter().chain(guests::several())
+}
+
 #[test]
 fn every_guest_is_an_image_that_the_loader_takes() {
-    for guest in guests::all() {
+    for guest in every_guest() {
         for params in [
             Params::default(),
             Params {
@@ -34,17 +38,17 @@ fn every_guest_is_an_image_that_the_loader_takes() {
 
 #[test]
 fn names_are_unique_and_each_guest_says_what_it_meets() {
-    let mut names: Vec<_> = guests::all().iter().map(|guest| guest.name).collect();
+    let mut names: Vec<_> = every_guest().map(|guest| guest.name).collect();
     names.sort_unstable();
     names.dedup();
-    assert_eq!(names.len(), guests::all().len());
-    assert!(guests::all().iter().all(|guest| guest.about.len() > 20));
+    assert_eq!(names.len(), every_guest().count());
+    assert!(every_guest().all(|guest| guest.about.len() > 20));
     assert!(guests::find("no such guest").is_none());
 }
 
 #[test]
 fn the_same_parameters_give_the_same_bytes() {
-    for guest in guests::all() {
+    for guest in every_guest() {
         let build = || {
             (guest.build)(Params::default())
                 .map(|image| image.to_elf())
@@ -57,7 +61,7 @@ fn the_same_parameters_give_the_same_bytes() {
 #[test]
 fn iterations_outside_the_checkpoint_id_are_refused() {
     for iterations in [0, 0x1_0001] {
-        for guest in guests::all() {
+        for guest in every_guest() {
             let params = Params {
                 iterations,
                 ..Params::default()

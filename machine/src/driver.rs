@@ -174,8 +174,7 @@ impl<W: Write> Driver<W> {
         self.lost_events
     }
 
-    /// Runs the machine until something that is not an access to a device stops it: vCPU 0 of the small
-    /// machine, all vCPUs of a PC.
+    /// Runs the machine, all its vCPUs, until something that is not an access to a device stops it.
     ///
     /// The limits of `budget` count over the whole call. A backend that takes a limit on instructions
     /// but does not say how many it ran cannot carry it over an exit: there the run also stops with
@@ -189,9 +188,10 @@ impl<W: Write> Driver<W> {
             let Some(left) = account.left(self.events.len(), vm) else {
                 return Ok(Stop::Budget);
             };
-            let exit = vm.vcpu(0).run(left);
+            let ran = vm.run(left);
             self.collect(vm)?;
-            if let Some(stop) = self.handle(vm, exit?)? {
+            let (vcpu, exit) = ran?;
+            if let Some(stop) = self.handle(vm, vcpu, exit)? {
                 return Ok(stop);
             }
             if account.cannot_count_instructions() {
@@ -202,19 +202,21 @@ impl<W: Write> Driver<W> {
 
     /// Takes over the nested events that the backend saw.
     pub fn collect(&mut self, vm: &mut dyn Vm) -> Result<()> {
-        let vcpu = vm.vcpu(0);
-        vcpu.drain_nested_events(&mut self.events)?;
-        self.lost_events += vcpu.lost_nested_events();
+        for index in 0..vm.vcpu_count() {
+            let vcpu = vm.vcpu(index);
+            vcpu.drain_nested_events(&mut self.events)?;
+            self.lost_events += vcpu.lost_nested_events();
+        }
         Ok(())
     }
 
-    /// Answers one exit; `None` means that the run can go on.
-    pub fn handle(&mut self, vm: &mut dyn Vm, exit: Exit) -> Result<Option<Stop>> {
+    /// Answers one exit of vCPU `vcpu`; `None` means that the run can go on.
+    pub fn handle(&mut self, vm: &mut dyn Vm, vcpu: usize, exit: Exit) -> Result<Option<Stop>> {
         Ok(match exit {
             Exit::IoOut { port, size, value } => self.write(port, size, value)?,
             Exit::IoIn { port, size } => {
                 let value = self.read(port, size);
-                vm.vcpu(0).complete_read(value)?;
+                vm.vcpu(vcpu).complete_read(value)?;
                 None
             }
             Exit::MmioRead { address, size } => Some(Stop::Mmio {

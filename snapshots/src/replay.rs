@@ -163,7 +163,9 @@ fn seek_pending(
     // What stopped the search is an exit that waits here, or nothing: then one moment more.
     let exit = vm.vcpu(0).run(Budget::time(Duration::from_micros(1)));
     driver.collect(vm).map_err(failed)?;
-    let stop = driver.handle(vm, exit.map_err(failed)?).map_err(failed)?;
+    let stop = driver
+        .handle(vm, 0, exit.map_err(failed)?)
+        .map_err(failed)?;
     Ok(match stop {
         None | Some(Stop::Checkpoint(_) | Stop::Budget) => None,
         Some(stop) => Some((stop, false)),
@@ -182,7 +184,7 @@ fn step_until_pending(
         let failed = |e| Error::backend("stepping the guest")(e);
         let exit = vm.vcpu(0).step().map_err(failed)?;
         driver.collect(vm).map_err(failed)?;
-        match driver.handle(vm, exit).map_err(failed)? {
+        match driver.handle(vm, 0, exit).map_err(failed)? {
             None | Some(Stop::Checkpoint(_)) => {}
             Some(stop) => return Ok(Some((stop, false))),
         }

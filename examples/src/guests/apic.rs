@@ -17,6 +17,7 @@ pub(super) const GUEST: Guest = Guest {
     name: "apic",
     about: "L1's APIC while L2 runs: self-IPI and NMI exits, acknowledge on exit, TSC deadline over a spinning and a halted L2",
     build,
+    processors: 1,
 };
 
 const IF: u64 = 0x202;

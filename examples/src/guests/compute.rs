@@ -15,6 +15,7 @@ pub(super) const GUEST: Guest = Guest {
     name: "compute",
     about: "L2 computes `work` passes of a mixed loop an iteration, 12 instructions a pass, one exit",
     build,
+    processors: 1,
 };
 
 /// What L2 computes, in Rust: the checksum that L1 expects.

@@ -13,6 +13,7 @@ pub(super) const GUEST: Guest = Guest {
     name: "control",
     about: "CR0/CR4 masks and shadows, MOV CR, CLTS, LMSW, MOV DR, INVLPG, PAUSE, descriptor tables, WBINVD",
     build,
+    processors: 1,
 };
 
 const TS: u32 = 1 << 3;

@@ -17,6 +17,7 @@ pub(super) const GUEST: Guest = Guest {
     name: "ept",
     about: "EPT violations (read, write, fetch, page walk) and misconfiguration repaired by L1; A/D flags; INVEPT, INVVPID",
     build,
+    processors: 1,
 };
 
 const PAGE: u64 = 4096;

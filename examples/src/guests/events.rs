@@ -18,6 +18,7 @@ pub(super) const GUEST: Guest = Guest {
     name: "events",
     about: "interrupt, NMI, exception and software-interrupt injection; both windows; exception exits; IDT vectoring; triple fault",
     build,
+    processors: 1,
 };
 
 /// Interruption information: valid, and the types.

@@ -16,6 +16,7 @@ pub(super) const GUEST: Guest = Guest {
     name: "exits",
     about: "VMCALL, CPUID, RDMSR, WRMSR, IN and OUT exits; MSR and I/O bitmaps with holes",
     build,
+    processors: 1,
 };
 
 /// In the low half of the MSR bitmap, intercepted.

@@ -15,6 +15,7 @@ pub(super) const GUEST: Guest = Guest {
     name: "failures",
     about: "VMfailInvalid, VMfailValid by error number, faults of VMX instructions, failed entries (exit reasons 33 and 34)",
     build,
+    processors: 1,
 };
 
 /// An address with bits beyond any physical-address width.

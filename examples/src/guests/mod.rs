@@ -10,6 +10,7 @@ mod failures;
 mod modes;
 mod roundtrip;
 mod shadow;
+mod smp;
 mod stepping;
 mod switches;
 mod timers;
@@ -26,9 +27,11 @@ pub struct Guest {
     pub about: &'static str,
     /// Assembles it.
     pub build: fn(Params) -> Result<Image, BuildError>,
+    /// Processors that it is written for; with fewer it says so and ends with success.
+    pub processors: usize,
 }
 
-/// Every guest.
+/// Every guest for one processor.
 #[must_use]
 pub fn all() -> &'static [Guest] {
     &[
@@ -48,8 +51,17 @@ pub fn all() -> &'static [Guest] {
     ]
 }
 
+/// Every guest for several processors.
+#[must_use]
+pub fn several() -> &'static [Guest] {
+    &[smp::GUEST]
+}
+
 /// The guest with this name.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Guest> {
-    all().iter().find(|guest| guest.name == name)
+    all()
+        .iter()
+        .chain(several())
+        .find(|guest| guest.name == name)
 }

@@ -16,6 +16,7 @@ pub(super) const GUEST: Guest = Guest {
     name: "modes",
     about: "unrestricted real-mode L2 that walks to protected mode and PAE paging; L2 entered with PAE paging; 64-bit L1 throughout",
     build,
+    processors: 1,
 };
 
 /// Where L1 puts the interrupt vector table and 16-bit code: below 1 MiB, so that far transfers in

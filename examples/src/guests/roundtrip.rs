@@ -14,6 +14,7 @@ pub(super) const GUEST: Guest = Guest {
     name: "roundtrip",
     about: "`work` round trips an iteration (default 1000), CPUID and VMCALL in turn; for benches and long replays",
     build,
+    processors: 1,
 };
 
 fn build(params: Params) -> Result<Image, BuildError> {

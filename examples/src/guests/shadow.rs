@@ -15,6 +15,7 @@ pub(super) const GUEST: Guest = Guest {
     name: "shadow",
     about: "VMCS shadowing: L2's VMREAD and VMWRITE through a linked shadow VMCS, the rest exits; VMXON in L2",
     build,
+    processors: 1,
 };
 
 const SHADOW_VMCS: u32 = 1 << 31;

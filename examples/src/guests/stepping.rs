@@ -16,6 +16,7 @@ pub(super) const GUEST: Guest = Guest {
     name: "stepping",
     about: "monitor trap flag: single steps, a step that begins with an injected event, VMCALL without a trap",
     build,
+    processors: 1,
 };
 
 const BASE: Controls = Controls {

@@ -13,6 +13,7 @@ pub(super) const GUEST: Guest = Guest {
     name: "switches",
     about: "PAT and EFER switched by fields, other MSRs by the load and store lists of entry and exit",
     build,
+    processors: 1,
 };
 
 const PAT: u32 = 0x277;

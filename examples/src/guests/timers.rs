@@ -16,6 +16,7 @@ pub(super) const GUEST: Guest = Guest {
     name: "timers",
     about: "preemption timer (running, zero, over HLT, saved), HLT exits and activity state, TSC offset, RDTSC exits",
     build,
+    processors: 1,
 };
 
 const IF: u64 = 0x202;

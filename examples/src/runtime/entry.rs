@@ -23,17 +23,7 @@ pub fn page() -> Result<Vec<u8>, BuildError> {
     a.cld()?;
     a.mov(esp, map::STACK_L1 as u32)?;
     a.lgdt(dword_ptr(map::GDT_POINTER as u32))?;
-    // Everything that the boot loader or the firmware left in CR0 and CR4 goes.
-    a.mov(eax, CR4 & !0x2000)?;
-    a.mov(cr4, eax)?;
-    a.mov(eax, map::PAGING_L1 as u32)?;
-    a.mov(cr3, eax)?;
-    a.mov(ecx, 0xc000_0080_u32)?;
-    a.mov(eax, 0x100)?;
-    a.xor(edx, edx)?;
-    a.wrmsr()?;
-    a.mov(eax, CR0)?;
-    a.mov(cr0, eax)?;
+    turn_on_paging(&mut a, map::PAGING_L1)?;
     a.push(u32::from(selector::CODE))?;
     a.push(map::L1_CODE as u32)?;
     a.retf()?;
@@ -46,6 +36,22 @@ pub fn page() -> Result<Vec<u8>, BuildError> {
         .collect();
     page.extend(a.assemble(ENTRY_POINT)?);
     Ok(page)
+}
+
+/// From 32-bit mode without paging to compatibility mode, with the 4-level tables at `tables`.
+pub(super) fn turn_on_paging(a: &mut CodeAssembler, tables: u64) -> Result<(), BuildError> {
+    // Everything that the boot loader or the firmware left in CR0 and CR4 goes.
+    a.mov(eax, CR4 & !0x2000)?;
+    a.mov(cr4, eax)?;
+    a.mov(eax, tables as u32)?;
+    a.mov(cr3, eax)?;
+    a.mov(ecx, 0xc000_0080_u32)?;
+    a.mov(eax, 0x100)?;
+    a.xor(edx, edx)?;
+    a.wrmsr()?;
+    a.mov(eax, CR0)?;
+    a.mov(cr0, eax)?;
+    Ok(())
 }
 
 /// The first code in 64-bit mode: own segments, TSS and IDT; no interrupts from the old PICs; VMX

@@ -78,6 +78,33 @@ pub const STACK_IST: u64 = 0x14_5000;
 pub const ZEROED_END: u64 = 0x14_5000;
 /// Pages for EPT scenarios: 2 MiB that EPT maps in 4-KiB pages.
 pub const SCRATCH: u64 = 0x20_0000;
+/// Where a second processor starts, in real mode: below 1 MiB, and the vector of its SIPI times 4096.
+pub const TRAMPOLINE: u64 = 0x8000;
+/// What is moved there.
+pub const TRAMPOLINE_CODE: u64 = 0x12_e000;
+/// The second processor's 32-bit code.
+pub const SECOND_32: u64 = 0x12_f000;
+/// Its page tables: PML4, PDPT, page directory, page table of the first 2 MiB. They map as L1's do, but
+/// for the pages that a processor has for itself.
+pub const PAGING_SECOND: u64 = 0x14_6000;
+/// Its VMXON region.
+pub const VMXON_SECOND: u64 = 0x14_a000;
+/// Its VMCS.
+pub const VMCS_SECOND: u64 = 0x14_b000;
+/// Its own copy of the page at [`GDT`]: a busy TSS is one processor's.
+pub const GDT_SECOND: u64 = 0x14_c000;
+/// Its own variables of the runtime and stacks: [`VARS`] and what lies from there to [`ZEROED_END`].
+pub const OWN_SECOND: u64 = 0x14_d000;
+/// Behind its last page.
+pub const SECOND_END: u64 = OWN_SECOND + (ZEROED_END - VARS);
+/// 32-bit, of both processors: the step that they are at.
+pub const STEP: u64 = L2_VARS + 0x800;
+/// 64-bit, of both: the second processor's first 64-bit code.
+pub const SECOND_ENTRY: u64 = L2_VARS + 0x808;
+/// 32-bit, of both: how often the second processor started.
+pub const STARTS: u64 = L2_VARS + 0x810;
+/// Posted-interrupt descriptor.
+pub const POSTED: u64 = L2_VARS + 0x840;
 /// Bytes of RAM that the page tables and EPT map.
 pub const MAPPED: u64 = 16 << 20;
 

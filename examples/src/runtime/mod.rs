@@ -2,7 +2,7 @@
 //!
 //! [`map`] says where things lie, [`tables`] lays out descriptor tables, page tables and EPT,
 //! [`entry`] leads from the boot loader to 64-bit mode, [`handlers`] take exceptions, [`routines`]
-//! are the subroutines of L1, [`vmcs`] holds the numbers of the manual, and [`program`] is the
+//! are the subroutines of L1, [`second`] starts a second processor, [`vmcs`] holds the numbers of the manual, and [`program`] is the
 //! vocabulary that a guest is written in.
 
 pub mod entry;
@@ -10,6 +10,7 @@ pub mod handlers;
 pub mod map;
 pub mod program;
 pub mod routines;
+pub mod second;
 pub mod standard;
 pub mod tables;
 pub mod vmcs;

@@ -50,7 +50,8 @@ pub struct Program {
     params: Params,
     name: &'static str,
     pub(super) routines: Routines,
-    chunks: Vec<(u64, Vec<u8>)>,
+    pub(super) chunks: Vec<(u64, Vec<u8>)>,
+    pub(super) zeroed: Vec<(u64, u64)>,
     strings: Strings,
     pub(super) tables: Vec<(CodeLabel, Vec<u8>)>,
     next_l2: u64,
@@ -107,6 +108,11 @@ impl Program {
                 (map::ROUTINES, routine_bytes),
                 (map::EPT, tables::ept()),
             ],
+            zeroed: vec![
+                (map::ZEROED, map::EPT),
+                (map::VARS, map::ZEROED_END),
+                (map::SCRATCH, map::SCRATCH + 0x1_0000),
+            ],
             strings: Strings::default(),
             tables: Vec::new(),
             next_l2: map::L2_CODE,
@@ -159,11 +165,6 @@ impl Program {
                 pair[1].0 - pair[0].0,
             )?;
         }
-        let zeroed = [
-            (map::ZEROED, map::EPT),
-            (map::VARS, map::ZEROED_END),
-            (map::SCRATCH, map::SCRATCH + 0x1_0000),
-        ];
         Ok(Image {
             entry: entry::ENTRY_POINT as u32,
             chunks: self
@@ -171,9 +172,11 @@ impl Program {
                 .into_iter()
                 .map(|(address, bytes)| (address as u32, bytes))
                 .collect(),
-            zeroed: zeroed
+            zeroed: self
+                .zeroed
+                .into_iter()
                 .map(|(start, end)| (start as u32, (end - start) as u32))
-                .to_vec(),
+                .collect(),
         })
     }
 
@@ -248,13 +251,28 @@ impl Program {
         self.require_bits(bits, what)
     }
 
+    /// Jumps to `without` unless capability MSR `msr` allows every bit of `bits` to be 1.
+    pub fn jump_unless(&mut self, msr: u32, bits: u32, without: CodeLabel) -> Built {
+        self.a.mov(ecx, msr)?;
+        self.a.rdmsr()?;
+        self.a.and(edx, bits as i32)?;
+        self.a.cmp(edx, bits as i32)?;
+        self.a.jne(without)?;
+        Ok(())
+    }
+
+    /// Ends the run with success: there is no `what`.
+    pub(super) fn skip(&mut self, what: &str) -> Built {
+        self.print(&format!("skipped: no {what}\n"))?;
+        self.end(exit_code::SUCCESS)
+    }
+
     fn require_bits(&mut self, bits: u32, what: &str) -> Built {
         let mut present = self.a.create_label();
         self.a.and(edx, bits as i32)?;
         self.a.cmp(edx, bits as i32)?;
         self.a.je(present)?;
-        self.print(&format!("skipped: no {what}\n"))?;
-        self.end(exit_code::SUCCESS)?;
+        self.skip(what)?;
         self.a.set_label(&mut present)?;
         self.a.xor(eax, eax)?;
         self.a.xor(edx, edx)?;

@@ -50,7 +50,9 @@ pub fn descriptor_page() -> Vec<u8> {
     page
 }
 
-fn table_pointer(limit: u16, base: u64) -> Vec<u8> {
+/// The operand of LGDT or LIDT.
+#[must_use]
+pub fn table_pointer(limit: u16, base: u64) -> Vec<u8> {
     let mut bytes = limit.to_le_bytes().to_vec();
     bytes.extend(base.to_le_bytes());
     bytes
@@ -97,6 +99,24 @@ pub fn paging(base: u64) -> Vec<u8> {
         tables[1024 + page as usize] = page << 21 | LARGE | LEAF;
     }
     quads(&tables)
+}
+
+/// The tables of the second processor ([`map::PAGING_SECOND`]): its own pages stand where the first one's
+/// do.
+#[must_use]
+pub fn paging_second() -> Vec<u8> {
+    let mut tables = paging(map::PAGING_SECOND);
+    let table = map::PAGING_SECOND + 0x3000;
+    tables[0x2000..0x2008].copy_from_slice(&(table | TABLE).to_le_bytes());
+    let own = |page: u64| match page {
+        map::GDT => map::GDT_SECOND,
+        map::L2_VARS => page,
+        map::VARS..map::ZEROED_END => map::OWN_SECOND + (page - map::VARS),
+        _ => page,
+    };
+    let entries: Vec<_> = (0..512).map(|page| own(page << 12) | LEAF).collect();
+    tables.extend(quads(&entries));
+    tables
 }
 
 /// PAE tables at `base`: four page-directory-pointer entries, then one page directory for the first

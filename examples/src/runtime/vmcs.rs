@@ -9,6 +9,7 @@
 /// VMCS fields by encoding.
 pub mod field {
     pub const VPID: u32 = 0x0000;
+    pub const POSTED_VECTOR: u32 = 0x0002;
     pub const GUEST_ES: u32 = 0x0800;
     pub const GUEST_CS: u32 = 0x0802;
     pub const GUEST_SS: u32 = 0x0804;
@@ -17,6 +18,7 @@ pub mod field {
     pub const GUEST_GS: u32 = 0x080a;
     pub const GUEST_LDTR: u32 = 0x080c;
     pub const GUEST_TR: u32 = 0x080e;
+    pub const GUEST_INTERRUPT_STATUS: u32 = 0x0810;
     pub const HOST_ES: u32 = 0x0c00;
     pub const HOST_CS: u32 = 0x0c02;
     pub const HOST_SS: u32 = 0x0c04;
@@ -31,6 +33,8 @@ pub mod field {
     pub const EXIT_MSR_LOAD: u32 = 0x2008;
     pub const ENTRY_MSR_LOAD: u32 = 0x200a;
     pub const TSC_OFFSET: u32 = 0x2010;
+    pub const VIRTUAL_APIC: u32 = 0x2012;
+    pub const POSTED_DESCRIPTOR: u32 = 0x2016;
     pub const EPT_POINTER: u32 = 0x201a;
     pub const VMREAD_BITMAP: u32 = 0x2026;
     pub const VMWRITE_BITMAP: u32 = 0x2028;
@@ -125,6 +129,7 @@ pub mod pin {
     pub const NMI: u32 = 1 << 3;
     pub const VIRTUAL_NMIS: u32 = 1 << 5;
     pub const PREEMPTION_TIMER: u32 = 1 << 6;
+    pub const POSTED_INTERRUPTS: u32 = 1 << 7;
 }
 
 /// Primary processor-based VM-execution controls.
@@ -136,6 +141,7 @@ pub mod primary {
     pub const RDTSC: u32 = 1 << 12;
     pub const CR3_LOAD: u32 = 1 << 15;
     pub const CR3_STORE: u32 = 1 << 16;
+    pub const TPR_SHADOW: u32 = 1 << 21;
     pub const MOV_DR: u32 = 1 << 23;
     pub const NMI_WINDOW: u32 = 1 << 22;
     pub const UNCONDITIONAL_IO: u32 = 1 << 24;
@@ -150,9 +156,11 @@ pub mod primary {
 pub mod secondary {
     pub const EPT: u32 = 1 << 1;
     pub const DESCRIPTOR_TABLE: u32 = 1 << 2;
+    pub const VIRTUALIZE_X2APIC: u32 = 1 << 4;
     pub const VPID: u32 = 1 << 5;
     pub const WBINVD: u32 = 1 << 6;
     pub const UNRESTRICTED: u32 = 1 << 7;
+    pub const VIRTUAL_INTERRUPT_DELIVERY: u32 = 1 << 9;
     pub const VMCS_SHADOWING: u32 = 1 << 14;
 }
 
@@ -190,6 +198,8 @@ pub mod reason {
     pub const EXCEPTION_OR_NMI: u32 = 0;
     pub const EXTERNAL_INTERRUPT: u32 = 1;
     pub const TRIPLE_FAULT: u32 = 2;
+    pub const INIT: u32 = 3;
+    pub const SIPI: u32 = 4;
     pub const INTERRUPT_WINDOW: u32 = 7;
     pub const NMI_WINDOW: u32 = 8;
     pub const CPUID: u32 = 10;

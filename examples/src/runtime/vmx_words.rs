@@ -9,8 +9,13 @@ use iced_x86::code_asm::*;
 impl Program {
     /// VMXON.
     pub fn enable_vmx(&mut self) -> Built {
-        self.write_revision(map::VMXON, 0)?;
-        self.point_to(map::VMXON)?;
+        self.enable_vmx_at(map::VMXON)
+    }
+
+    /// VMXON with another region.
+    pub fn enable_vmx_at(&mut self, region: u64) -> Built {
+        self.write_revision(region, 0)?;
+        self.point_to(region)?;
         self.vmx(0, |a| a.vmxon(qword_ptr(map::POINTER)))
     }
 

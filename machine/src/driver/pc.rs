@@ -60,7 +60,7 @@ impl<W: Write> Driver<W> {
         };
         let stop = self.run_devices(&mut pc, vm, budget);
         self.pc = Some(pc);
-        let collected = self.collect_all(vm);
+        let collected = self.collect(vm);
         let stop = stop?;
         collected.map(|()| stop)
     }
@@ -84,7 +84,7 @@ impl<W: Write> Driver<W> {
             since_collected += 1;
             if budget.nested_events.is_some() || since_collected == COLLECT_EVERY {
                 since_collected = 0;
-                self.collect_all(vm)?;
+                self.collect(vm)?;
             }
             now = time(vm)?;
             pc.advance(now);
@@ -111,7 +111,7 @@ impl<W: Write> Driver<W> {
             Exit::IoOut {
                 port: ports::CHECKPOINT | ports::REPORT | ports::SHUTDOWN,
                 ..
-            } => self.handle(vm, exit),
+            } => self.handle(vm, vcpu, exit),
             Exit::IoOut { port, size, value } => match pc.write_port(now, port, size, value) {
                 Some(request) => self.carry_out(pc, vm, request),
                 None => Ok(None),
@@ -143,7 +143,7 @@ impl<W: Write> Driver<W> {
                 pc.ioapic().end_of_interrupt(vector);
                 Ok(None)
             }
-            exit => self.handle(vm, exit),
+            exit => self.handle(vm, vcpu, exit),
         }
     }
 
@@ -181,15 +181,6 @@ impl<W: Write> Driver<W> {
         while let Some(message) = pc.ioapic().next_message() {
             let taken = vm.signal_msi(message.address, message.data)?;
             pc.ioapic().sent(&message, taken);
-        }
-        Ok(())
-    }
-
-    fn collect_all(&mut self, vm: &mut dyn Vm) -> Result<()> {
-        for index in 0..vm.vcpu_count() {
-            let vcpu = vm.vcpu(index);
-            vcpu.drain_nested_events(&mut self.events)?;
-            self.lost_events += vcpu.lost_nested_events();
         }
         Ok(())
     }

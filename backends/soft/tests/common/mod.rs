@@ -58,7 +58,10 @@ impl Run {
     /// As [`Self::new`], built with `params`.
     pub(crate) fn with(guest: &guests::Guest, params: Params) -> Self {
         let image = (guest.build)(params).expect("the guest assembles").to_elf();
-        let config = VmConfig::default();
+        let config = VmConfig {
+            vcpus: guest.processors,
+            ..VmConfig::default()
+        };
         let mut vm = SoftVm::new(&config).expect("a machine");
         let options = LoadOptions {
             memory_size: config.memory_size,
