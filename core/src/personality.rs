@@ -188,6 +188,11 @@ differences! {
         kvm: "it goes to the VM-entry instruction length too"
             in "vmcs12_save_pending_event"
         why: "the wrong one of two fields is written";
+    VectoringNmiBlocking "vectoring-nmi-blocking" "Architectural State Before a VM Exit"
+        sdm: "an exit during the delivery of an NMI saves blocking by NMI, which that delivery has begun"
+        kvm: "no blocking by NMI is saved if the exit has IDT-vectoring information of an NMI"
+            in "__vmx_complete_interrupts"
+        why: "L0 is to inject the NMI again, which the processor refuses while NMIs are blocked";
     InitInWaitForSipi "init-in-wait-for-sipi" "Other Causes of VM Exits"
         sdm: "an INIT signal that comes in the wait-for-SIPI state of L2 is blocked and waits"
         kvm: "it is dropped, and a pending MTF VM exit with it"

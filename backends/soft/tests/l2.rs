@@ -410,6 +410,20 @@ fn double_and_triple_faults() {
     assert_eq!(nest.get(Field::IDT_VECTORING_INFO_FIELD), 0);
 }
 
+/// SDM Vol. 3A "Interrupt 14 -- Page-Fault Exception (#PF)": the fault that becomes a #DF has set CR2.
+#[test]
+fn a_double_fault_of_page_faults_leaves_the_second_address() {
+    const NO_PAGE: u64 = 0x4000_0000;
+    // mov al, [0x5000_0000] with the stack on a page that is not there.
+    let mut nest = Nest::new(&[0xa0, 0, 0, 0, 0x50, 0, 0, 0, 0]);
+    nest.set(Field::GUEST_RSP, NO_PAGE + 0x100);
+    nest.set(Field::EXCEPTION_BITMAP, 1 << 8);
+    nest.expect(EXCEPTION, L2);
+    assert_eq!(nest.get(Field::VM_EXIT_INTR_INFO), VALID | 0xb08);
+    let sregs = nest.state().sregs.expect("sregs");
+    assert_eq!(sregs.cr2, NO_PAGE + 0xf8);
+}
+
 /// MSR-load list of VM entry: which entry failed, counted from one, and L2 has not run.
 #[test]
 fn msrs_that_vm_entry_does_not_load() {
@@ -507,4 +521,9 @@ fn software_exceptions_in_compatibility_mode() {
     // VMCALL in compatibility mode is an exit like any other.
     let mut nest = start(&[]);
     nest.expect(VMCALL_EXIT, L2);
+    // A linear address has 32 bits there, whatever base and EIP add up to.
+    let mut nest = start(&[]);
+    nest.set(Field::GUEST_CS_BASE, 0xffff_f000);
+    nest.set(Field::GUEST_RIP, L2 + 0x1000);
+    nest.expect(VMCALL_EXIT, L2 + 0x1000);
 }

@@ -155,6 +155,17 @@ impl Env {
         self.segment_cache(1).base.wrapping_add(self.rip())
     }
 
+    /// The linear address of an access that unicorn makes at `address`: outside 64-bit mode it has 32
+    /// bits (SDM Vol. 3A "Logical and Linear Addresses"), and unicorn cuts the sum of base and offset for
+    /// data alone. Descriptor tables are read as data, and lie anywhere in IA-32e mode.
+    pub(super) fn linear(&self, address: u64, access: Access) -> u64 {
+        if access == Access::Fetch && self.code_size() != CodeSize::Bits64 {
+            address & 0xffff_ffff
+        } else {
+            address
+        }
+    }
+
     /// RFLAGS, complete.
     #[must_use]
     pub fn rflags(&self) -> u64 {

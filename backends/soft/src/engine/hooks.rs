@@ -10,7 +10,7 @@ use super::env::Env;
 use super::ffi::{self, tree};
 use super::intercept::Intercept;
 use super::memory::PAGE_SIZE;
-use super::scan::{CodeSize, Special};
+use super::scan::{CodeSize, Special, is_hlt, is_rdtscp};
 use super::{Access, Action, Fault, Fill, FillRequest, Machine, Mmio, StopReason, TlbEntry};
 use core::ffi::c_int;
 use iced_x86::{Code, Decoder, DecoderOptions, InstructionInfoFactory, Mnemonic, OpAccess};
@@ -392,20 +392,6 @@ fn reads_and_writes(factory: &mut InstructionInfoFactory, bytes: &[u8], size: Co
     })
 }
 
-/// Unicorn reports RDTSCP (0F 01 F9) as RDTSC (0F 31).
-fn is_rdtscp(bytes: &[u8]) -> bool {
-    let mut opcode = bytes.iter().skip_while(|&&byte| byte != 0x0f);
-    opcode.nth(1) == Some(&0x01)
-}
-
-/// Whether an intercepted HLT is one of the guest's.
-fn is_hlt(bytes: &[u8]) -> bool {
-    Decoder::new(64, bytes, DecoderOptions::NONE)
-        .decode()
-        .code()
-        == Code::Hlt
-}
-
 /// Whether these bytes hold a whole instruction.
 pub(super) fn is_complete(bytes: &[u8], size: CodeSize) -> bool {
     let mut decoder = Decoder::new(size.bits(), bytes, DecoderOptions::NONE);
@@ -443,16 +429,19 @@ pub(super) unsafe extern "C" fn on_tlb_miss(
     // `Shared` end before each jump, and the frames hold no destructor then.
     unsafe {
         let shared = shared_of(cpu);
+        let kind = Env::take_fault_kind(access);
         let request = FillRequest {
-            vaddr,
-            access: Env::take_fault_kind(access),
+            vaddr: (*shared).env.linear(vaddr, kind),
+            access: kind,
             size: size.max(0) as u32,
             user: mmu_index == ffi::MMU_USER,
             smap: mmu_index == ffi::MMU_SUPERVISOR_SMAP,
             read_modify_write: false,
         };
         let gpa = match ask(&mut *shared, &request) {
-            Some(Fill::Map(entry)) if install(&mut (*shared).env, &request, &entry, mmu_index) => {
+            Some(Fill::Map(entry))
+                if install(&mut (*shared).env, vaddr, kind, &entry, mmu_index) =>
+            {
                 return true;
             }
             Some(Fill::Map(entry)) => Some((entry.gpa & !(PAGE_SIZE - 1)) | (vaddr % PAGE_SIZE)),
@@ -504,13 +493,13 @@ fn ask(shared: &mut Shared, request: &FillRequest) -> Option<Fill> {
 /// A page is never both executable and writable at full speed: an entry with both makes every store
 /// slow. So entries for fetches lack write permission, and once a page has been fetched from, entries
 /// for stores to it, under whatever linear address, keep unicorn checking for changed code.
-fn install(env: &mut Env, request: &FillRequest, entry: &TlbEntry, mmu_index: c_int) -> bool {
+fn install(env: &mut Env, vaddr: u64, access: Access, entry: &TlbEntry, mmu_index: c_int) -> bool {
     let Some(page) = env.ram.page(entry.gpa) else {
         return false;
     };
     let region = &mut env.ram.regions[page.region];
     let read = if entry.readable { ffi::PAGE_READ } else { 0 };
-    let protection = match request.access {
+    let protection = match access {
         Access::Fetch => {
             if !region.code.get(page.page) {
                 region.code.set(page.page);
@@ -543,7 +532,7 @@ fn install(env: &mut Env, request: &FillRequest, entry: &TlbEntry, mmu_index: c_
     unsafe {
         ffi::tlb_set_page(
             env.cpu,
-            request.vaddr & !(PAGE_SIZE - 1),
+            vaddr & !(PAGE_SIZE - 1),
             entry.gpa & !(PAGE_SIZE - 1),
             protection,
             mmu_index,

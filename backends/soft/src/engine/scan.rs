@@ -10,7 +10,7 @@
 //! wrong flags behind and the repeated instruction a wrong result; and BMI2 refused with SSE where
 //! CR4.OSFXSR is clear, so that [`needs_sse`] tells the two apart.
 
-use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind};
+use iced_x86::{Code, Decoder, DecoderOptions, Mnemonic, OpKind};
 
 /// An instruction that the layer above must emulate or refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -198,6 +198,20 @@ pub(super) fn needs_sse(bytes: &[u8], size: CodeSize) -> bool {
         instruction.op_kind(operand) == OpKind::Register
             && instruction.op_register(operand).is_xmm()
     })
+}
+
+/// Unicorn reports RDTSCP (0F 01 F9) as RDTSC (0F 31).
+pub(super) fn is_rdtscp(bytes: &[u8]) -> bool {
+    let mut opcode = bytes.iter().skip_while(|&&byte| byte != 0x0f);
+    opcode.nth(1) == Some(&0x01)
+}
+
+/// Whether an intercepted HLT is one of the guest's.
+pub(super) fn is_hlt(bytes: &[u8]) -> bool {
+    Decoder::new(64, bytes, DecoderOptions::NONE)
+        .decode()
+        .code()
+        == Code::Hlt
 }
 
 #[cfg(test)]

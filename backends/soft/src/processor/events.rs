@@ -182,16 +182,13 @@ impl Processor {
                                 self.exit_to_l1(&exit);
                                 return None;
                             }
-                            let double = Event::exception(Exception {
-                                vector: Exception::DF,
-                                error_code: Some(0),
-                                payload: 0,
-                            });
+                            // Of the two it is #DF that L1 may intercept: the page fault was raised.
+                            delivery::apply_payload(&mut self.cpu, &second);
+                            let double = Event::exception(Combined::DOUBLE_FAULT);
                             if let Some(exit) = self.intercepted(&double) {
                                 self.exit_to_l1(&exit);
                                 return None;
                             }
-                            delivery::apply_payload(&mut self.cpu, &second);
                             event = double;
                         }
                         Combined::TripleFault => {

@@ -203,6 +203,7 @@ fn record(cpu: &mut Cpu, exit: &VmExit) {
     let injected = cpu.injected;
     let keeps_int1 = !cpu.model.as_kvm(Difference::VectoringInt1);
     let writes_entry_length = cpu.model.as_kvm(Difference::VectoringLength);
+    let unblocks_nmis = cpu.model.as_kvm(Difference::VectoringNmiBlocking);
     let vmcs12 = &mut cpu.vmx.vmcs12;
     vmcs12.set(Field::VM_EXIT_REASON, u64::from(exit.reason.0));
     vmcs12.set(Field::EXIT_QUALIFICATION, exit.qualification);
@@ -220,6 +221,11 @@ fn record(cpu: &mut Cpu, exit: &VmExit) {
     );
     let mut instruction_length = exit.instruction_length;
     if let Some(event) = vectoring {
+        if unblocks_nmis && event.kind == EventKind::Nmi {
+            let blocking = vmcs12.get32(Field::GUEST_INTERRUPTIBILITY_INFO);
+            let others = blocking & !Interruptibility::NMI.bits();
+            vmcs12.set(Field::GUEST_INTERRUPTIBILITY_INFO, u64::from(others));
+        }
         if let Some(error_code) = event.error_code {
             vmcs12.set(Field::IDT_VECTORING_ERROR_CODE, u64::from(error_code));
         }

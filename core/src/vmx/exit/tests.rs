@@ -334,6 +334,29 @@ fn nmi_blocking_of_l1_outlives_l2() {
     }
 }
 
+/// SDM Vol. 3C "Architectural State Before a VM Exit", and what KVM makes of it.
+#[test]
+fn an_nmi_that_is_cut_short_blocks_nmis_but_under_kvm() {
+    let fault = VmExit::exception(Exception::GENERAL_PROTECTION);
+    let saved = |personality, exit: &VmExit| {
+        let (mut cpu, memory) = in_l2();
+        Arc::make_mut(&mut cpu.model).personality = personality;
+        cpu.interruptibility = Interruptibility::NMI;
+        cpu.injected = Event::from_information(0x8000_0202, 0, 0);
+        leave(&mut cpu, &memory, exit);
+        let vmcs12 = &cpu.vmx.vmcs12;
+        (
+            vmcs12.get(Field::GUEST_INTERRUPTIBILITY_INFO),
+            vmcs12.get(Field::IDT_VECTORING_INFO_FIELD),
+        )
+    };
+    assert_eq!(saved(Personality::Sdm, &fault), (8, 0x8000_0202));
+    assert_eq!(saved(Personality::Kvm, &fault), (0, 0x8000_0202));
+    // A triple fault has no IDT-vectoring information.
+    let triple = VmExit::new(ExitReason::TRIPLE_FAULT);
+    assert_eq!(saved(Personality::Kvm, &triple), (8, 0));
+}
+
 #[test]
 fn a_debug_trap_that_waits_stays_pending() {
     let (mut cpu, memory) = in_l2();
