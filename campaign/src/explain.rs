@@ -10,6 +10,7 @@ mod undefined;
 use crate::case::{Hex, Mutation};
 use crate::judge::{Difference, Pair};
 use crate::wire::Outcome;
+use nvmx_core::vmx::exit::ExitReason;
 use nvmx_core::vmx::{Field, Vmcs12};
 use nvmx_core::x86::AccessRights;
 
@@ -82,35 +83,25 @@ impl Pair<'_> {
         self.left.vmcs12.get(Field::VM_EXIT_REASON)
     }
 
-    /// Whether an instruction caused the exit, so that its length is recorded.
-    fn is_by_instruction(&self) -> bool {
-        let information = self.left.vmcs12.get(Field::VM_EXIT_INTR_INFO);
-        let vectoring = self.left.vmcs12.get(Field::IDT_VECTORING_INFO_FIELD);
-        // Software interrupts, privileged software exceptions, software exceptions.
-        let is_software =
-            |information: u64| information >> 31 & 1 != 0 && matches!(information >> 8 & 7, 4..=6);
-        match self.reason() {
-            0 => is_software(information) || is_software(vectoring),
-            9 | 44 | 48 | 49 => is_software(vectoring),
-            10..=28
-            | 30
-            | 31
-            | 32
-            | 36
-            | 39
-            | 40
-            | 46
-            | 47
-            | 50
-            | 51
-            | 53..=55
-            | 57..=61
-            | 63
-            | 64
-            | 67
-            | 68 => true,
-            _ => false,
-        }
+    /// Whether the VM-exit instruction length means something.
+    fn defines_instruction_length(&self) -> bool {
+        let get = |field| self.left.vmcs12.get32(field);
+        self.exit_reason().defines_instruction_length(
+            self.left.vmcs12.get(Field::EXIT_QUALIFICATION),
+            get(Field::VM_EXIT_INTR_INFO),
+            get(Field::IDT_VECTORING_INFO_FIELD),
+        )
+    }
+
+    /// Whether the VM-exit instruction information means something.
+    fn defines_instruction_information(&self) -> bool {
+        let qualification = self.left.vmcs12.get(Field::EXIT_QUALIFICATION);
+        self.exit_reason()
+            .defines_instruction_information(qualification)
+    }
+
+    fn exit_reason(&self) -> ExitReason {
+        ExitReason(self.left.vmcs12.get32(Field::VM_EXIT_REASON))
     }
 
     /// Whether the model found guest state invalid where the other one entered L2.

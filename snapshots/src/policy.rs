@@ -4,6 +4,7 @@
 //! as narrow as its reason: a path pattern and, where the value matters, a condition on both sides.
 
 use crate::rows::{Rows, Value};
+use nvmx_core::vmx::exit::ExitReason;
 use serde::Serialize;
 
 /// Kind of a difference.
@@ -97,18 +98,14 @@ impl Situation<'_> {
         self.both(&format!("{}.EXIT_QUALIFICATION", self.vmcs12()?))
     }
 
-    /// Types of the event that caused the exit and of the event under delivery, on the left: bits
-    /// 10:8 where valid.
-    fn exit_event_types(&self) -> [Option<u64>; 2] {
+    /// Interruption and IDT-vectoring information of both sides' exit, as the left one has it; zero where
+    /// they are not captured.
+    fn exit_events(&self) -> [u32; 2] {
         let event = |field: &str| {
             let path = format!("{}.{field}", self.vmcs12()?);
-            let (information, _) = self.both(&path)?;
-            (information & 1 << 31 != 0).then_some(information >> 8 & 7)
+            self.both(&path).map(|(information, _)| information as u32)
         };
-        [
-            event("VM_EXIT_INTR_INFO"),
-            event("IDT_VECTORING_INFO_FIELD"),
-        ]
+        ["VM_EXIT_INTR_INFO", "IDT_VECTORING_INFO_FIELD"].map(|field| event(field).unwrap_or(0))
     }
 
     /// Whether the state that a row belongs to is that of real-address mode, on both sides.
@@ -166,27 +163,6 @@ const fn defines_guest_linear_address(reason: u64, qualification: u64) -> bool {
         30 => qualification & 1 << 4 != 0,
         48 => qualification & 1 << 7 != 0,
         66 => true,
-        _ => false,
-    }
-}
-
-/// Whether an exit defines the VM-exit instruction length: those due to instructions, and those of
-/// software interrupts and exceptions (types 4, 5 and 6), delivered or under delivery.
-fn defines_instruction_length(reason: u64, event_types: [Option<u64>; 2]) -> bool {
-    let software = |kind: Option<u64>| kind.is_some_and(|kind| (4..=6).contains(&kind));
-    match reason {
-        0 => software(event_types[0]) || software(event_types[1]),
-        1..=8 | 33 | 34 | 37 | 41 | 43 | 48 | 49 | 52 | 56 | 62 => software(event_types[1]),
-        _ => true,
-    }
-}
-
-/// Whether an exit defines the VM-exit instruction information.
-/// (of port accesses those by INS and OUTS: bit 4 of the exit qualification).
-const fn defines_instruction_information(reason: u64, qualification: u64) -> bool {
-    match reason {
-        30 => qualification & 1 << 4 != 0,
-        19..=27 | 46 | 47 | 50 | 53 | 57 | 58 | 61 | 63 | 64 | 67 | 68 => true,
         _ => false,
     }
 }
@@ -314,9 +290,13 @@ pub const POLICIES: &[Policy] = &[
         class: Class::Explained,
         paths: &["nested.*vmcs12.VM_EXIT_INSTRUCTION_LEN"],
         when: |s| {
-            s.both_exit_reasons().is_some_and(|(a, b)| {
-                a == b && !defines_instruction_length(a, s.exit_event_types())
-            })
+            let (Some((a, b)), Some((q, r))) = (s.both_exit_reasons(), s.both_qualifications())
+            else {
+                return false;
+            };
+            let [interruption, vectoring] = s.exit_events();
+            a == b
+                && !ExitReason(a as u32).defines_instruction_length(q | r, interruption, vectoring)
         },
         reason: "undefined for this exit (SDM Vol. 3C \"Information for VM Exits Due to Instruction Execution\"): KVM copies what the processor's last exit left",
     },
@@ -329,7 +309,7 @@ pub const POLICIES: &[Policy] = &[
             else {
                 return false;
             };
-            a == b && !defines_instruction_information(a, q | r)
+            a == b && !ExitReason(a as u32).defines_instruction_information(q | r)
         },
         reason: "undefined for this exit (SDM Vol. 3C \"Information for VM Exits Due to Instruction Execution\"): KVM copies what the processor's last exit left",
     },

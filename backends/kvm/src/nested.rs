@@ -30,6 +30,7 @@ pub(crate) mod vmcs12 {
     pub(crate) const PIN_BASED_CONTROLS: usize = 744;
     pub(crate) const VM_INSTRUCTION_ERROR: usize = 808;
     pub(crate) const VM_EXIT_REASON: usize = 812;
+    pub(crate) const IDT_VECTORING_INFO: usize = 824;
     pub(crate) const VM_EXIT_INSTRUCTION_LENGTH: usize = 832;
 }
 

@@ -22,16 +22,13 @@ pub(super) static ROWS: &[Row] = &[
         id: "stale-instruction-length",
         against: BOTH,
         reason: "undefined for exits that no instruction caused (SDM Vol. 3C \"Information for VM Exits Due to Instruction Execution\")",
-        holds: |p, d| is(d, Field::VM_EXIT_INSTRUCTION_LEN) && !p.is_by_instruction(),
+        holds: |p, d| is(d, Field::VM_EXIT_INSTRUCTION_LEN) && !p.defines_instruction_length(),
     },
     Row {
         id: "stale-instruction-information",
         against: BOTH,
         reason: "undefined for this exit (SDM Vol. 3C \"Information for VM Exits Due to Instruction Execution\")",
-        holds: |p, d| {
-            is(d, Field::VMX_INSTRUCTION_INFO)
-                && !matches!(p.reason(), 19..=27 | 30 | 46 | 47 | 50 | 53 | 57 | 58 | 61)
-        },
+        holds: |p, d| is(d, Field::VMX_INSTRUCTION_INFO) && !p.defines_instruction_information(),
     },
     Row {
         id: "unusable-segment",

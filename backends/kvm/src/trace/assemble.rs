@@ -8,6 +8,7 @@
 use crate::nested::{View, vmcs12};
 use nvmx_core::addr::L1Phys;
 use nvmx_core::vcpu::NestedEvent;
+use nvmx_core::vmx::exit::ExitReason;
 
 /// One tracepoint of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,12 +216,18 @@ impl Assembler {
         match self.events.last_mut() {
             Some(NestedEvent::Exit {
                 reason: ours,
+                qualification,
                 instruction_length,
                 guest_physical,
                 interruption,
                 ..
             }) if same && reason == Some(*ours) && *ours & ENTRY_FAILED == 0 => {
-                if has_instruction_length(*ours, *interruption) {
+                let defines_length = ExitReason(*ours).defines_instruction_length(
+                    qualification.unwrap_or(0),
+                    interruption.unwrap_or(0),
+                    now.vmcs12_u32(vmcs12::IDT_VECTORING_INFO).unwrap_or(0),
+                );
+                if defines_length {
                     *instruction_length = now.vmcs12_u32(vmcs12::VM_EXIT_INSTRUCTION_LENGTH);
                 }
                 if matches!(*ours, EPT_VIOLATION | EPT_MISCONFIGURATION) {
@@ -254,31 +261,6 @@ fn failed_entry(reason: u32, qualification: Option<u64>) -> NestedEvent {
         instruction_length: None,
         guest_physical: None,
         l2_rip: None,
-    }
-}
-
-/// Whether the VM-exit instruction length is defined (SDM Vol. 3C "Information for VM Exits Due to
-/// Instruction Execution").
-fn has_instruction_length(reason: u32, interruption: Option<u32>) -> bool {
-    match reason {
-        // Exceptions: software interrupts and exceptions only (types 4, 5, 6).
-        0 => matches!(interruption.unwrap_or(0) >> 8 & 7, 4..=6),
-        9..=16
-        | 18..=32
-        | 36
-        | 39
-        | 40
-        | 46
-        | 47
-        | 50
-        | 51
-        | 53..=55
-        | 57..=59
-        | 61
-        | 63
-        | 64
-        | 67..=70 => true,
-        _ => false,
     }
 }
 

@@ -8,8 +8,28 @@ use std::fmt;
 #[serde(transparent)]
 pub struct ExitReason(pub u32);
 
+/// When the VM-exit instruction length and the VM-exit instruction information of a reason mean something
+/// (SDM Vol. 3C "Information for VM Exits Due to Instruction Execution").
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Instruction {
+    /// The length, always: an instruction was about to be executed.
+    Length,
+    /// Both, always.
+    Both,
+    /// The length always, the information for INS and OUTS.
+    Port,
+    /// The length for software exceptions, and during the delivery of an event that software raised.
+    Exception,
+    /// The length for CALL, JMP and IRET, and during the delivery of an event that software raised.
+    TaskSwitch,
+    /// The length during the delivery of an event that software raised.
+    Delivery,
+    /// Neither.
+    None,
+}
+
 macro_rules! exit_reasons {
-    ($($number:literal $name:ident $text:literal;)*) => {
+    ($($number:literal $name:ident $instruction:ident $text:literal;)*) => {
         impl ExitReason {
             $(#[doc = concat!($text, ".")] pub const $name: Self = Self($number);)*
 
@@ -24,91 +44,98 @@ macro_rules! exit_reasons {
                     _ => None,
                 }
             }
+
+            const fn instruction(self) -> Instruction {
+                match self.basic() {
+                    $($number => Instruction::$instruction,)*
+                    _ => Instruction::None,
+                }
+            }
         }
     };
 }
 
 exit_reasons! {
-    0 EXCEPTION_OR_NMI "Exception or non-maskable interrupt (NMI)";
-    1 EXTERNAL_INTERRUPT "External interrupt";
-    2 TRIPLE_FAULT "Triple fault";
-    3 INIT_SIGNAL "INIT signal";
-    4 STARTUP_IPI "Start-up IPI (SIPI)";
-    5 IO_SMI "I/O system-management interrupt (SMI)";
-    6 OTHER_SMI "Other SMI";
-    7 INTERRUPT_WINDOW "Interrupt window";
-    8 NMI_WINDOW "NMI window";
-    9 TASK_SWITCH "Task switch";
-    10 CPUID "CPUID";
-    11 GETSEC "GETSEC";
-    12 HLT "HLT";
-    13 INVD "INVD";
-    14 INVLPG "INVLPG";
-    15 RDPMC "RDPMC";
-    16 RDTSC "RDTSC";
-    17 RSM "RSM";
-    18 VMCALL "VMCALL";
-    19 VMCLEAR "VMCLEAR";
-    20 VMLAUNCH "VMLAUNCH";
-    21 VMPTRLD "VMPTRLD";
-    22 VMPTRST "VMPTRST";
-    23 VMREAD "VMREAD";
-    24 VMRESUME "VMRESUME";
-    25 VMWRITE "VMWRITE";
-    26 VMXOFF "VMXOFF";
-    27 VMXON "VMXON";
-    28 CR_ACCESS "Control-register accesses";
-    29 MOV_DR "MOV DR";
-    30 IO_INSTRUCTION "I/O instruction";
-    31 RDMSR "RDMSR";
-    32 WRMSR "WRMSR";
-    33 INVALID_GUEST_STATE "VM-entry failure due to invalid guest state";
-    34 MSR_LOADING "VM-entry failure due to MSR loading";
-    36 MWAIT "MWAIT";
-    37 MONITOR_TRAP_FLAG "Monitor trap flag";
-    39 MONITOR "MONITOR";
-    40 PAUSE "PAUSE";
-    41 MACHINE_CHECK "VM-entry failure due to machine-check event";
-    43 TPR_BELOW_THRESHOLD "TPR below threshold";
-    44 APIC_ACCESS "APIC access";
-    45 VIRTUALIZED_EOI "Virtualized EOI";
-    46 GDTR_OR_IDTR_ACCESS "Access to GDTR or IDTR";
-    47 LDTR_OR_TR_ACCESS "Access to LDTR or TR";
-    48 EPT_VIOLATION "EPT violation";
-    49 EPT_MISCONFIGURATION "EPT misconfiguration";
-    50 INVEPT "INVEPT";
-    51 RDTSCP "RDTSCP";
-    52 PREEMPTION_TIMER "VMX-preemption timer expired";
-    53 INVVPID "INVVPID";
-    54 WBINVD "WBINVD or WBNOINVD";
-    55 XSETBV "XSETBV";
-    56 APIC_WRITE "APIC write";
-    57 RDRAND "RDRAND";
-    58 INVPCID "INVPCID";
-    59 VMFUNC "VMFUNC";
-    60 ENCLS "ENCLS";
-    61 RDSEED "RDSEED";
-    62 PAGE_MODIFICATION_LOG_FULL "Page-modification log full";
-    63 XSAVES "XSAVES";
-    64 XRSTORS "XRSTORS";
-    65 PCONFIG "PCONFIG";
-    66 SPP_RELATED_EVENT "SPP-related event";
-    67 UMWAIT "UMWAIT";
-    68 TPAUSE "TPAUSE";
-    69 LOADIWKEY "LOADIWKEY";
-    70 ENCLV "ENCLV";
-    72 ENQCMD_PASID_FAILURE "ENQCMD PASID translation failure";
-    73 ENQCMDS_PASID_FAILURE "ENQCMDS PASID translation failure";
-    74 BUS_LOCK "Bus lock";
-    75 INSTRUCTION_TIMEOUT "Instruction timeout";
-    76 SEAMCALL "SEAMCALL";
-    77 TDCALL "TDCALL";
-    78 RDMSRLIST "RDMSRLIST";
-    79 WRMSRLIST "WRMSRLIST";
-    80 URDMSR "URDMSR";
-    81 UWRMSR "UWRMSR";
-    84 RDMSR_IMMEDIATE "RDMSR with immediate operand";
-    85 WRMSRNS_IMMEDIATE "WRMSRNS with immediate operand";
+    0 EXCEPTION_OR_NMI Exception "Exception or non-maskable interrupt (NMI)";
+    1 EXTERNAL_INTERRUPT None "External interrupt";
+    2 TRIPLE_FAULT None "Triple fault";
+    3 INIT_SIGNAL None "INIT signal";
+    4 STARTUP_IPI None "Start-up IPI (SIPI)";
+    5 IO_SMI None "I/O system-management interrupt (SMI)";
+    6 OTHER_SMI None "Other SMI";
+    7 INTERRUPT_WINDOW None "Interrupt window";
+    8 NMI_WINDOW None "NMI window";
+    9 TASK_SWITCH TaskSwitch "Task switch";
+    10 CPUID Length "CPUID";
+    11 GETSEC Length "GETSEC";
+    12 HLT Length "HLT";
+    13 INVD Length "INVD";
+    14 INVLPG Length "INVLPG";
+    15 RDPMC Length "RDPMC";
+    16 RDTSC Length "RDTSC";
+    17 RSM Length "RSM";
+    18 VMCALL Length "VMCALL";
+    19 VMCLEAR Both "VMCLEAR";
+    20 VMLAUNCH Length "VMLAUNCH";
+    21 VMPTRLD Both "VMPTRLD";
+    22 VMPTRST Both "VMPTRST";
+    23 VMREAD Both "VMREAD";
+    24 VMRESUME Length "VMRESUME";
+    25 VMWRITE Both "VMWRITE";
+    26 VMXOFF Length "VMXOFF";
+    27 VMXON Both "VMXON";
+    28 CR_ACCESS Length "Control-register accesses";
+    29 MOV_DR Length "MOV DR";
+    30 IO_INSTRUCTION Port "I/O instruction";
+    31 RDMSR Length "RDMSR";
+    32 WRMSR Length "WRMSR";
+    33 INVALID_GUEST_STATE None "VM-entry failure due to invalid guest state";
+    34 MSR_LOADING None "VM-entry failure due to MSR loading";
+    36 MWAIT Length "MWAIT";
+    37 MONITOR_TRAP_FLAG None "Monitor trap flag";
+    39 MONITOR Length "MONITOR";
+    40 PAUSE Length "PAUSE";
+    41 MACHINE_CHECK None "VM-entry failure due to machine-check event";
+    43 TPR_BELOW_THRESHOLD None "TPR below threshold";
+    44 APIC_ACCESS Delivery "APIC access";
+    45 VIRTUALIZED_EOI None "Virtualized EOI";
+    46 GDTR_OR_IDTR_ACCESS Both "Access to GDTR or IDTR";
+    47 LDTR_OR_TR_ACCESS Both "Access to LDTR or TR";
+    48 EPT_VIOLATION Delivery "EPT violation";
+    49 EPT_MISCONFIGURATION Delivery "EPT misconfiguration";
+    50 INVEPT Both "INVEPT";
+    51 RDTSCP Length "RDTSCP";
+    52 PREEMPTION_TIMER None "VMX-preemption timer expired";
+    53 INVVPID Both "INVVPID";
+    54 WBINVD Length "WBINVD or WBNOINVD";
+    55 XSETBV Length "XSETBV";
+    56 APIC_WRITE None "APIC write";
+    57 RDRAND Both "RDRAND";
+    58 INVPCID Both "INVPCID";
+    59 VMFUNC Length "VMFUNC";
+    60 ENCLS Length "ENCLS";
+    61 RDSEED Both "RDSEED";
+    62 PAGE_MODIFICATION_LOG_FULL Delivery "Page-modification log full";
+    63 XSAVES Both "XSAVES";
+    64 XRSTORS Both "XRSTORS";
+    65 PCONFIG Length "PCONFIG";
+    66 SPP_RELATED_EVENT Delivery "SPP-related event";
+    67 UMWAIT Both "UMWAIT";
+    68 TPAUSE Both "TPAUSE";
+    69 LOADIWKEY Both "LOADIWKEY";
+    70 ENCLV Length "ENCLV";
+    72 ENQCMD_PASID_FAILURE Length "ENQCMD PASID translation failure";
+    73 ENQCMDS_PASID_FAILURE Length "ENQCMDS PASID translation failure";
+    74 BUS_LOCK None "Bus lock";
+    75 INSTRUCTION_TIMEOUT None "Instruction timeout";
+    76 SEAMCALL Length "SEAMCALL";
+    77 TDCALL Length "TDCALL";
+    78 RDMSRLIST Length "RDMSRLIST";
+    79 WRMSRLIST Length "WRMSRLIST";
+    80 URDMSR Both "URDMSR";
+    81 UWRMSR Both "UWRMSR";
+    84 RDMSR_IMMEDIATE Both "RDMSR with immediate operand";
+    85 WRMSRNS_IMMEDIATE Both "WRMSRNS with immediate operand";
 }
 
 impl ExitReason {
@@ -125,6 +152,47 @@ impl ExitReason {
     #[must_use]
     pub const fn is_entry_failure(self) -> bool {
         self.0 & Self::ENTRY_FAILURE != 0
+    }
+
+    /// Whether the exit defines the VM-exit instruction length, by its qualification, its interruption
+    /// information and its IDT-vectoring information.
+    #[must_use]
+    pub const fn defines_instruction_length(
+        self,
+        qualification: u64,
+        interruption: u32,
+        vectoring: u32,
+    ) -> bool {
+        /// Bits 31:30 of a task switch's qualification: a task gate in the IDT.
+        const TASK_GATE: u64 = 3;
+        // Software interrupts, privileged software exceptions, software exceptions.
+        const fn is_software(information: u32) -> bool {
+            information >> 31 != 0 && matches!(information >> 8 & 7, 4..=6)
+        }
+        if self.is_entry_failure() {
+            return false;
+        }
+        match self.instruction() {
+            Instruction::Length | Instruction::Both | Instruction::Port => true,
+            Instruction::Exception => is_software(interruption) || is_software(vectoring),
+            Instruction::TaskSwitch => {
+                qualification >> 30 & 3 != TASK_GATE || is_software(vectoring)
+            }
+            Instruction::Delivery => is_software(vectoring),
+            Instruction::None => false,
+        }
+    }
+
+    /// Whether the exit defines the VM-exit instruction information.
+    #[must_use]
+    pub const fn defines_instruction_information(self, qualification: u64) -> bool {
+        /// Bit 4 of a port access's qualification.
+        const STRING: u64 = 1 << 4;
+        match self.instruction() {
+            Instruction::Both => true,
+            Instruction::Port => qualification & STRING != 0,
+            _ => false,
+        }
     }
 
     /// The same reason with bit 31 set.
@@ -162,5 +230,55 @@ mod tests {
         );
         assert_eq!(ExitReason(35).name(), None);
         assert_eq!(ExitReason(35).to_string(), "exit reason 35");
+    }
+    /// SDM Vol. 3C "Information for VM Exits Due to Instruction Execution".
+    #[test]
+    fn the_instruction_length_is_defined_where_the_sdm_says() {
+        const INT: u32 = 0x8000_0480;
+        const INT3: u32 = 0x8000_0603;
+        const FAULT: u32 = 0x8000_0b0d;
+        for (reason, qualification, interruption, vectoring, expected) in [
+            (ExitReason::EXCEPTION_OR_NMI, 0, FAULT, 0, false),
+            (ExitReason::EXCEPTION_OR_NMI, 0, INT3, 0, true),
+            (ExitReason::EXCEPTION_OR_NMI, 0, FAULT, INT, true),
+            (ExitReason::EXTERNAL_INTERRUPT, 0, 0, 0, false),
+            (ExitReason::TASK_SWITCH, 0x8000_0000, 0, 0, true),
+            (ExitReason::TASK_SWITCH, 0xc000_0000, 0, FAULT, false),
+            (ExitReason::TASK_SWITCH, 0xc000_0000, 0, INT, true),
+            (ExitReason::RSM, 0, 0, 0, true),
+            (ExitReason::APIC_ACCESS, 0, 0, 0, false),
+            (ExitReason::EPT_VIOLATION, 0, 0, INT3, true),
+            (ExitReason::APIC_WRITE, 0, 0, INT3, false),
+            (ExitReason::VMFUNC, 0, 0, 0, true),
+            (ExitReason::ENCLS, 0, 0, 0, true),
+            (ExitReason::ENCLV, 0, 0, 0, true),
+            (ExitReason::LOADIWKEY, 0, 0, 0, true),
+            (ExitReason::BUS_LOCK, 0, 0, 0, false),
+            (ExitReason(33).as_entry_failure(), 0, 0, INT, false),
+            (ExitReason(71), 0, 0, 0, false),
+        ] {
+            assert_eq!(
+                reason.defines_instruction_length(qualification, interruption, vectoring),
+                expected,
+                "{reason} {interruption:#x} {vectoring:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn instruction_information_is_that_of_operands() {
+        for (reason, qualification, expected) in [
+            (ExitReason::VMREAD, 0, true),
+            (ExitReason::VMLAUNCH, 0, false),
+            (ExitReason::VMXOFF, 0, false),
+            (ExitReason::IO_INSTRUCTION, 0, false),
+            (ExitReason::IO_INSTRUCTION, 1 << 4, true),
+            (ExitReason::XSAVES, 0, true),
+            (ExitReason::CPUID, 0, false),
+            (ExitReason::TASK_SWITCH, 0, false),
+        ] {
+            let defined = reason.defines_instruction_information(qualification);
+            assert_eq!(defined, expected, "{reason}");
+        }
     }
 }
