@@ -1,5 +1,9 @@
 //! The valid VMCSs that cases start from.
 
+mod code;
+
+pub use code::{CODE_BASES, CodeBase};
+
 use crate::layout;
 use nvmx_core::cpu::Model;
 use nvmx_core::vmx::Field;
@@ -34,6 +38,11 @@ impl Fields {
         self.values.push((field, value));
     }
 
+    fn value(&self, field: Field) -> u64 {
+        let value = self.values.iter().find(|(other, _)| *other == field);
+        value.map_or(0, |(_, value)| *value)
+    }
+
     fn set_all(&mut self, values: impl IntoIterator<Item = (u32, u64)>) {
         for (field, value) in values {
             self.set(Field(field), value);
@@ -61,6 +70,26 @@ impl Fields {
     fn pae(&mut self) {
         self.set_all(standard::pae(layout::CODE));
         self.legacy();
+    }
+
+    fn real(&mut self) {
+        self.unrestricted();
+        self.legacy();
+        self.set_all(standard::real_mode(layout::REAL, REAL_RIP));
+        self.set(Field::GUEST_RSP, 0x2ff0);
+    }
+
+    fn virtual_8086(&mut self) {
+        self.set(Field::GUEST_RFLAGS, 0x2_0002);
+        self.set(Field::GUEST_RIP, REAL_RIP);
+        self.set(Field::GUEST_RSP, 0x2ff0);
+        let segment = layout::REAL >> 4;
+        for register in 0..6 {
+            self.set(Field(0x800 + 2 * register), segment);
+            self.set(Field(0x6806 + 2 * register), layout::REAL);
+            self.set(Field(0x4800 + 2 * register), 0xffff);
+            self.set(Field(0x4814 + 2 * register), 0xf3);
+        }
     }
 
     fn inject(&mut self, information: u64, error_code: u64, length: u64) {
@@ -97,12 +126,7 @@ pub static BASES: &[Base] = &[
     },
     Base {
         name: "real",
-        build: |f| {
-            f.unrestricted();
-            f.legacy();
-            f.set_all(standard::real_mode(layout::REAL, 0x2000));
-            f.set(Field::GUEST_RSP, 0x2ff0);
-        },
+        build: Fields::real,
     },
     Base {
         name: "flat",
@@ -136,16 +160,7 @@ pub static BASES: &[Base] = &[
             f.pae();
             f.set(Field::GUEST_CR3, layout::USER_PAE);
             f.set(Field::GUEST_PDPTR0, (layout::USER_PAE + 0x1000) | 1);
-            f.set(Field::GUEST_RFLAGS, 0x2_0002);
-            f.set(Field::GUEST_RIP, 0x2000);
-            f.set(Field::GUEST_RSP, 0x2ff0);
-            let segment = layout::REAL >> 4;
-            for register in 0..6 {
-                f.set(Field(0x800 + 2 * register), segment);
-                f.set(Field(0x6806 + 2 * register), layout::REAL);
-                f.set(Field(0x4800 + 2 * register), 0xffff);
-                f.set(Field(0x4814 + 2 * register), 0xf3);
-            }
+            f.virtual_8086();
         },
     },
     Base {
@@ -227,10 +242,24 @@ pub static BASES: &[Base] = &[
     },
 ];
 
-/// The base with this name, and its number.
+/// RIP of the bases in real-address and virtual-8086 mode.
+pub const REAL_RIP: u64 = 0x2000;
+
+/// These and those with an arena, in the order that L1 has them in.
+pub fn all() -> impl Iterator<Item = &'static Base> {
+    BASES.iter().chain(CODE_BASES.iter().map(|code| &code.base))
+}
+
+/// The number of the base with this name.
 #[must_use]
 pub fn find(name: &str) -> Option<usize> {
-    BASES.iter().position(|base| base.name == name)
+    all().position(|base| base.name == name)
+}
+
+/// The base with an arena that has this name.
+#[must_use]
+pub fn find_code(name: &str) -> Option<&'static CodeBase> {
+    CODE_BASES.iter().find(|code| code.base.name == name)
 }
 
 impl Base {
@@ -352,8 +381,8 @@ mod tests {
         memory
             .write_u32(nvmx_core::addr::L1Phys(layout::SHADOW_LINK), revision)
             .unwrap();
-        assert!(BASES.len() as u64 <= layout::MAX_BASES);
-        for base in BASES {
+        assert!(all().count() as u64 <= layout::MAX_BASES);
+        for base in all() {
             let fields = base.fields(&model, 0x11_4000);
             assert!(fields.len() < 255, "{}", base.name);
             let mut vmcs12 = Vmcs12::new();

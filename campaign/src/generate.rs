@@ -7,9 +7,10 @@
 mod values;
 
 use crate::base::{BASES, Base};
-use crate::case::{Case, Hex, Mutation, Named};
+use crate::case::{Case, Code, Hex, Mutation, Named};
 use crate::layout;
 use crate::random::Random;
+use crate::session::Cases;
 use nvmx_core::cpu::Model;
 use nvmx_core::vmx::controls::PinBased;
 use nvmx_core::vmx::{Field, Vmcs12};
@@ -33,7 +34,7 @@ impl Generator {
             vmcs12
         };
         Self {
-            bases: BASES.iter().map(page).collect(),
+            bases: crate::base::all().map(page).collect(),
             width: model.physical_address_width,
             seed,
         }
@@ -47,6 +48,7 @@ impl Generator {
                 base: base.name.into(),
                 resume: false,
                 mutations: Vec::new(),
+                code: Code::default(),
             };
         }
         let mut random = Random::new(self.seed, number);
@@ -80,6 +82,7 @@ impl Generator {
                 Mutation::Field(Named(field), _) => (0, u64::from(field.0)),
                 Mutation::Memory(Hex(address), _) => (1, address),
                 Mutation::Header(Hex(offset), _) => (2, offset),
+                Mutation::Register(register, _) => (3, register.0.into()),
             };
             if mutations
                 .iter()
@@ -92,7 +95,14 @@ impl Generator {
             base: BASES[index].name.into(),
             resume: random.one_in(50),
             mutations,
+            code: Code::default(),
         }
+    }
+
+    /// A base's VMCS.
+    pub(crate) fn base(&self, name: &str) -> Vmcs12 {
+        let index = crate::base::find(name).unwrap_or_default();
+        self.bases[index].clone()
     }
 
     /// The VMCS of a case, as far as it is in the VMCS.
@@ -131,6 +141,16 @@ impl Generator {
         (stores == 0 || stores <= 3 && is_list(Field::VM_EXIT_MSR_STORE_ADDR))
             && (loads == 0
                 || loads <= 2 && vmcs12.get(Field::VM_EXIT_MSR_LOAD_ADDR) == layout::EXIT_LOAD)
+    }
+}
+
+impl Cases for Generator {
+    fn case(&self, number: u64) -> Case {
+        Self::case(self, number)
+    }
+
+    fn vmcs12(&self, case: &Case) -> Vmcs12 {
+        Self::vmcs12(self, case)
     }
 }
 

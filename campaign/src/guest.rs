@@ -4,6 +4,8 @@
 //! VMCLEAR); elsewhere L1 goes through VMWRITE and VMREAD. With a disk the records go there, since
 //! nobody looks into the memory of a bare emulator.
 
+mod arena;
+
 use crate::layout::{self, control, flag, patch, record, status};
 use crate::tables;
 use iced_x86::BlockEncoderOptions;
@@ -95,22 +97,28 @@ fn l1(exit: u64) -> Result<(Vec<u8>, u64), BuildError> {
     a.out(dx, eax)?;
     a.set_label(&mut no_checkpoint)?;
     a.mov(dword_ptr(control::INDEX), 0)?;
+    a.mov(dword_ptr(control::CASE), layout::CASES as i32)?;
     a.cmp(dword_ptr(control::COUNT), 0)?;
     a.je(done)?;
 
     a.set_label(&mut next)?;
     pointers(&mut a)?;
     clear(&mut a)?;
+    arena::registers(&mut a)?;
     prepare(&mut a)?;
+    arena::flush(&mut a)?;
     let mut collect = a.create_label();
     enter(&mut a, collect)?;
     a.set_label(&mut vm_exit)?;
     after_exit(&mut a)?;
     a.set_label(&mut collect)?;
     read_back(&mut a)?;
+    arena::compare(&mut a)?;
     undo_memory(&mut a)?;
     a.mov(dword_ptr(r13 + record::MAGIC as i32), layout::MAGIC)?;
     a.inc(dword_ptr(control::INDEX))?;
+    a.mov(eax, dword_ptr(r12 + 12))?;
+    a.add(dword_ptr(control::CASE), eax)?;
     to_disk(&mut a)?;
     a.mov(eax, dword_ptr(control::INDEX))?;
     a.cmp(eax, dword_ptr(control::COUNT))?;
@@ -156,6 +164,7 @@ fn start(a: &mut CodeAssembler, exit: u64) -> Result<(), BuildError> {
     a.mov(edi, layout::REAL as u32)?;
     a.mov(ecx, layout::REAL_SIZE as u32 / 8)?;
     a.rep().movsq()?;
+    arena::copy(a)?;
     // No interrupts from the disk.
     a.mov(edx, ATA + 0x206)?;
     a.mov(eax, 2)?;
@@ -166,8 +175,7 @@ fn start(a: &mut CodeAssembler, exit: u64) -> Result<(), BuildError> {
 /// R12: the case, R13: its record.
 fn pointers(a: &mut CodeAssembler) -> Result<(), BuildError> {
     a.mov(eax, dword_ptr(control::INDEX))?;
-    a.imul_3(r12d, eax, layout::CASE as i32)?;
-    a.add(r12d, layout::CASES as i32)?;
+    a.mov(r12d, dword_ptr(control::CASE))?;
     a.imul_3(r13d, eax, layout::RECORD as i32)?;
     a.add(r13d, layout::RECORDS as i32)?;
     Ok(())
@@ -212,6 +220,7 @@ fn prepare(a: &mut CodeAssembler) -> Result<(), BuildError> {
         mut patches,
         mut each,
         mut not_memory,
+        mut not_register,
         mut write,
     ] = std::array::from_fn(|_| a.create_label());
     let [mut four, mut eight, mut next, mut patched] = std::array::from_fn(|_| a.create_label());
@@ -253,6 +262,12 @@ fn prepare(a: &mut CodeAssembler) -> Result<(), BuildError> {
     swap(a)?;
     a.jmp(next)?;
     a.set_label(&mut not_memory)?;
+    a.cmp(eax, patch::REGISTER as i32)?;
+    a.jne(not_register)?;
+    a.add(edx, control::REGISTERS as i32)?;
+    a.mov(qword_ptr(rdx), rcx)?;
+    a.jmp(next)?;
+    a.set_label(&mut not_register)?;
     a.cmp(dword_ptr(control::BY_FIELDS), 0)?;
     a.jne(write)?;
     a.movzx(edi, dx)?;
@@ -280,13 +295,34 @@ fn prepare(a: &mut CodeAssembler) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// Exchanges 64 bits of memory at EDX with the patch's value in RCX, at RSI.
+/// Exchanges 64 bits of memory at EDX with the patch's value in RCX, at RSI; in the arena's copy, too.
 fn swap(a: &mut CodeAssembler) -> Result<(), BuildError> {
     a.mov(rdi, qword_ptr(rdx))?;
     a.mov(qword_ptr(rdx), rcx)?;
     a.mov(qword_ptr(rsi + 8), rdi)?;
-    Ok(())
+    arena::patch_copy(a)
 }
+
+/// General-purpose registers but RSP, by their number in encodings.
+const GPRS: [(u64, AsmRegister64); 15] = [
+    (0, rax),
+    (1, rcx),
+    (2, rdx),
+    (3, rbx),
+    (5, rbp),
+    (6, rsi),
+    (7, rdi),
+    (8, r8),
+    (9, r9),
+    (10, r10),
+    (11, r11),
+    (12, r12),
+    (13, r13),
+    (14, r14),
+    (15, r15),
+];
+/// Their order in a record.
+const RECORDED: [u64; 15] = [0, 3, 1, 2, 6, 7, 5, 8, 9, 10, 11, 12, 13, 14, 15];
 
 /// VMPTRLD, L2's registers, VMLAUNCH or VMRESUME; what comes back without an exit.
 fn enter(a: &mut CodeAssembler, collect: CodeLabel) -> Result<(), BuildError> {
@@ -308,10 +344,8 @@ fn enter(a: &mut CodeAssembler, collect: CodeLabel) -> Result<(), BuildError> {
     a.zero_bytes()?;
     a.set_label(&mut launch_or_resume)?;
     a.test(dword_ptr(r12 + 8), flag::RESUME)?;
-    for register in [
-        rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15,
-    ] {
-        a.mov(register, layout::SCRATCH)?;
+    for (number, register) in GPRS {
+        a.mov(register, qword_ptr(control::REGISTERS + 8 * number))?;
     }
     a.jne(resume)?;
     a.vmlaunch()?;
@@ -339,17 +373,22 @@ fn enter(a: &mut CodeAssembler, collect: CodeLabel) -> Result<(), BuildError> {
 
 /// What L2 had in registers, and the host state that the exit loaded.
 fn after_exit(a: &mut CodeAssembler) -> Result<(), BuildError> {
-    a.mov(qword_ptr(control::SAVED), rax)?;
-    a.mov(qword_ptr(control::SAVED + 8), rbx)?;
-    a.mov(qword_ptr(control::SAVED + 16), rcx)?;
+    for (number, register) in GPRS {
+        a.mov(qword_ptr(control::SAVED + 8 * number), register)?;
+    }
     a.pushfq()?;
     a.pop(rbx)?;
     pointers(a)?;
     a.mov(dword_ptr(r13 + record::STATUS as i32), status::EXIT)?;
-    for word in 0..3 {
-        a.mov(rax, qword_ptr(control::SAVED + 8 * word))?;
-        a.mov(qword_ptr(r13 + record::GPRS as i32 + 8 * word as i32), rax)?;
+    let (first, more) = (record::GPRS as i32, record::MORE_GPRS as i32);
+    let places = (0..3)
+        .map(|index| first + 8 * index)
+        .chain((0..12).map(|index| more + 8 * index));
+    for (number, at) in RECORDED.into_iter().zip(places) {
+        a.mov(rax, qword_ptr(control::SAVED + 8 * number))?;
+        a.mov(qword_ptr(r13 + at), rax)?;
     }
+    arena::after_exit(a)?;
     let host = record::HOST as i32;
     for (index, register) in [cr0, cr3, cr4, cr2].into_iter().enumerate() {
         a.mov(rax, register)?;

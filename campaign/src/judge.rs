@@ -6,6 +6,7 @@ use crate::layout::status;
 use crate::wire::{Outcome, Record};
 use nvmx_core::vmx::Vmcs12;
 use nvmx_core::vmx::vmcs12::Layout;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// One difference.
@@ -118,7 +119,14 @@ fn differences(left: &Record, right: &Record) -> Vec<Difference> {
         (a != b).then(|| difference(field.to_string(), a, b))
     });
     let others = left.others().zip(right.others());
+    let addresses: BTreeSet<_> = left.changes.keys().chain(right.changes.keys()).collect();
+    let memory = addresses.into_iter().filter_map(|address| {
+        let flipped = |record: &Record| record.changes.get(address).copied().unwrap_or_default();
+        let (a, b) = (flipped(left), flipped(right));
+        (a != b).then(|| difference(format!("flipped {address:#x}"), a, b))
+    });
     fields
+        .chain(memory)
         .chain(
             others
                 .filter(|(a, b)| a != b)

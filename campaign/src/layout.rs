@@ -2,9 +2,9 @@
 //! in [`nvmx_examples::runtime::map`]; and how a case and its record look there.
 
 /// Base VMCSs, a page each: in KVM's layout, or as pairs of field and value.
-pub const BASES: u64 = 0x15_0000;
+pub const BASES: u64 = 0x2c_0000;
 /// Bases that there is room for.
-pub const MAX_BASES: u64 = 32;
+pub const MAX_BASES: u64 = 64;
 /// What the host says and L1 remembers: see [`control`].
 pub const CONTROL: u64 = 0x17_0000;
 /// For reading back with VMREAD: encoding, offset in the record, bytes; ends with all ones.
@@ -57,16 +57,16 @@ pub const REAL: u64 = 0x1_0000;
 pub const REAL_SIZE: u64 = 0x3000;
 /// Where L2's instructions may write without harm: its registers start with this.
 pub const SCRATCH: u64 = 0x20_0000;
-/// The cases of a batch.
+/// The cases of a batch, one behind the other.
 pub const CASES: u64 = 0x40_0000;
-/// Bytes of a case.
-pub const CASE: u64 = 128;
 /// Patches that a case has room for.
-pub const MAX_PATCHES: usize = 7;
+pub const MAX_PATCHES: usize = 48;
+/// Bytes of code that a case has room for.
+pub const MAX_CODE: usize = 96;
 /// The records of a batch.
 pub const RECORDS: u64 = 0x60_0000;
 /// Bytes of a record: the vmcs12 as KVM lays it out, then what [`record`] says.
-pub const RECORD: u64 = 1536;
+pub const RECORD: u64 = 2048;
 /// Cases that fit a batch.
 pub const MAX_BATCH: usize = 4096;
 
@@ -86,14 +86,21 @@ pub mod control {
     pub const WRITTEN: u64 = CONTROL + 0x10;
     /// VMCS revision identifier.
     pub const REVISION: u64 = CONTROL + 0x14;
-    /// L2's RAX, RBX and RCX at the exit.
-    pub const SAVED: u64 = CONTROL + 0x20;
+    /// Where the case that runs begins.
+    pub const CASE: u64 = CONTROL + 0x18;
     /// 64-bit operand of the VMX instructions: the case's VMCS.
     pub const POINTER: u64 = CONTROL + 0x40;
     /// MSRs to read after an exit, 32 bits each, ends with zero.
     pub const PROBES: u64 = CONTROL + 0x100;
     /// MSRs to write after an exit: number and value, 16 bytes each, ends with zero.
     pub const RESETS: u64 = CONTROL + 0x200;
+    /// What the arena's cases are compared in: address, words, distance of the copy, zero; 32 bits each,
+    /// ends with zeros.
+    pub const RANGES: u64 = CONTROL + 0x600;
+    /// L2's registers at the exit: the general-purpose ones in encoding order.
+    pub const SAVED: u64 = CONTROL + 0x400;
+    /// L2's registers before the entry: the general-purpose ones in encoding order, then DR0 to DR3.
+    pub const REGISTERS: u64 = CONTROL + 0x500;
 }
 
 /// Flags of a case.
@@ -104,6 +111,9 @@ pub mod flag {
     pub const PROBE: u32 = 2;
     /// Write the MSRs of [`super::control::RESETS`] after an exit.
     pub const RESET: u32 = 4;
+    /// L2 has the [`super::arena`]: debug registers are loaded, translations are flushed, what changed
+    /// in memory is recorded and put back.
+    pub const ARENA: u32 = 8;
 }
 
 /// First word of a patch that is no field.
@@ -112,6 +122,8 @@ pub mod patch {
     pub const MEMORY: u32 = u32::MAX;
     /// 32 bits of the region's header, where the region is in KVM's layout.
     pub const HEADER: u32 = u32::MAX - 1;
+    /// A register of L2, by its offset in [`super::control::REGISTERS`].
+    pub const REGISTER: u32 = u32::MAX - 2;
 }
 
 /// Offsets in a record behind the vmcs12.
@@ -138,6 +150,18 @@ pub mod record {
     pub const STACK_BYTES: usize = 128;
     /// What stands at [`super::WATCHED`] afterwards.
     pub const WATCHED: usize = 1408;
+    /// L2's RDX, RSI, RDI, RBP, R8 to R15.
+    pub const MORE_GPRS: usize = 1536;
+    /// DR0 to DR3, DR6, CR8 after the exit of a case with the arena.
+    pub const DEBUG: usize = 1632;
+    /// Words of the arena that changed.
+    pub const CHANGED: usize = 1680;
+    /// A digest of all of them.
+    pub const DIGEST: usize = 1688;
+    /// The first of them: address, and what flipped.
+    pub const CHANGES: usize = 1696;
+    /// As many as there is room for.
+    pub const MAX_CHANGES: usize = 22;
 }
 
 /// Memory that an entry or exit may write, 64 bits each: the VMCS regions' headers, values of the
@@ -159,4 +183,93 @@ pub mod status {
     pub const EXIT: u32 = 4;
     /// VMPTRLD failed.
     pub const NOT_LOADED: u32 = 5;
+}
+
+/// What L2 has to itself in cases with code: all of it is there anew in each.
+pub mod arena {
+    /// First byte.
+    pub const START: u64 = 0x21_0000;
+    /// L2's code, two pages.
+    pub const CODE: u64 = START;
+    /// Where exceptions and interrupts lead, 16 bytes a vector.
+    pub const STUBS: u64 = START + 0x2000;
+    /// IDT in IA-32e mode.
+    pub const IDT_64: u64 = START + 0x3000;
+    /// IDT elsewhere; the GDT, LDT and task states are on the same page.
+    pub const IDT_32: u64 = START + 0x4000;
+    /// GDT.
+    pub const GDT: u64 = START + 0x4800;
+    /// LDT.
+    pub const LDT: u64 = START + 0x4900;
+    /// Task state in IA-32e mode, with a map of I/O permissions.
+    pub const TSS_64: u64 = START + 0x4a00;
+    /// Task state elsewhere, likewise.
+    pub const TSS_32: u64 = START + 0x4b00;
+    /// A task to switch to.
+    pub const OTHER_TSS: u64 = START + 0x4c00;
+    /// Two pages of stack.
+    pub const STACK: u64 = START + 0x5000;
+    /// RSP at the entry.
+    pub const STACK_TOP: u64 = START + 0x6800;
+    /// Where the stack of CPL 0 begins when L2 comes from CPL 3.
+    pub const INNER_STACK: u64 = START + 0x6e00;
+    /// Pages of data: the second one's permissions vary.
+    pub const DATA: u64 = START + 0x7000;
+    /// How many.
+    pub const DATA_PAGES: u64 = 4;
+    /// Virtual-APIC page.
+    pub const VIRTUAL_APIC: u64 = START + 0xb000;
+    /// APIC-access page.
+    pub const APIC_ACCESS: u64 = START + 0xc000;
+    /// Page-modification log.
+    pub const PML: u64 = START + 0xd000;
+    /// Virtualization-exception information area.
+    pub const VE_INFORMATION: u64 = START + 0xe000;
+    /// EPTP list.
+    pub const EPTP_LIST: u64 = START + 0xf000;
+    /// 4-level page tables, four pages.
+    pub const PAGING: u64 = START + 0x1_0000;
+    /// The same for CPL 3.
+    pub const USER_PAGING: u64 = START + 0x1_4000;
+    /// PAE page tables, three pages.
+    pub const PAE: u64 = START + 0x1_8000;
+    /// The same for CPL 3, and a fourth page that maps [`super::REAL`].
+    pub const USER_PAE: u64 = START + 0x1_b000;
+    /// 32-bit page tables, two pages.
+    pub const LEGACY: u64 = START + 0x1_f000;
+    /// EPT, five pages: the last maps [`super::REAL`].
+    pub const EPT: u64 = START + 0x2_1000;
+    /// Behind the last byte.
+    pub const END: u64 = START + 0x2_6000;
+    /// From there to the copy that is never written.
+    pub const COPY: u64 = 0x5_0000;
+
+    /// What is compared and put back: address, bytes, distance of the copy. Page tables are further down.
+    const RANGES: &[(u64, u64, u64)] = &[
+        (CODE, 0x2000, COPY),
+        (IDT_32, 0x1000, COPY),
+        (STACK, 0x2000, COPY),
+        (DATA, DATA_PAGES << 12, COPY),
+        (VIRTUAL_APIC, 0x400, COPY),
+        (PML + 0xf80, 0x80, COPY),
+        (VE_INFORMATION, 0x40, COPY),
+        (
+            super::REAL,
+            super::REAL_SIZE,
+            super::REAL_IMAGE - super::REAL,
+        ),
+    ];
+    /// Of a page of page tables so much, since they map no more than the arena.
+    const TABLE_BYTES: u64 = 0x300;
+    /// The entries for the arena in the 32-bit page table.
+    const LEGACY_ENTRIES: (u64, u64, u64) = (LEGACY + 0x1840, 0xa0, COPY);
+
+    /// All that is compared and put back.
+    pub fn ranges() -> impl Iterator<Item = (u64, u64, u64)> {
+        let tables = (PAGING..END)
+            .step_by(0x1000)
+            .map(|page| (page, TABLE_BYTES, COPY));
+        let others = RANGES.iter().copied().chain([LEGACY_ENTRIES]);
+        others.chain(tables)
+    }
 }

@@ -9,6 +9,7 @@
 pub mod base;
 pub mod bochs;
 pub mod case;
+pub mod code;
 pub mod explain;
 pub mod generate;
 pub mod guest;

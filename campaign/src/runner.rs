@@ -102,6 +102,9 @@ impl<'a> Runner<'a> {
 
     fn start(&mut self, cases: &[Case]) -> Result<Stop, Trouble> {
         let bytes: Vec<u8> = cases.iter().flat_map(Case::encode).collect();
+        if layout::CASES + bytes.len() as u64 > layout::RECORDS {
+            return Err(Trouble::Other("the batch is too big".into()));
+        }
         self.vm()?.write_memory(L1Phys(layout::CASES), &bytes)?;
         let count = (cases.len() as u32).to_le_bytes();
         self.vm()?.write_memory(L1Phys(control::COUNT), &count)?;

@@ -2,12 +2,12 @@
 
 use crate::case::Case;
 use crate::explain::Against;
-use crate::generate::Generator;
 use crate::judge::{Difference, Verdict, judge};
 use crate::layout;
 use crate::runner::{Runner, Trouble};
 use crate::wire::{Access, Outcome};
 use nvmx_core::vcpu::Vm;
+use nvmx_core::vmx::Vmcs12;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::mpsc;
@@ -27,6 +27,15 @@ impl Peer for Runner<'_> {
     fn run(&mut self, cases: &[Case]) -> Result<Vec<Outcome>, Trouble> {
         Self::run(self, cases)
     }
+}
+
+/// What is tried.
+pub trait Cases {
+    /// Case number `number`, always the same.
+    fn case(&self, number: u64) -> Case;
+
+    /// Its VMCS before the entry.
+    fn vmcs12(&self, case: &Case) -> Vmcs12;
 }
 
 /// What to do.
@@ -159,7 +168,7 @@ fn ending(outcome: &Outcome) -> String {
 /// Runs it. `progress` hears cases done and unexplained differences so far.
 pub fn run(
     plan: &Plan,
-    generator: &Generator,
+    generator: &dyn Cases,
     make: MakeModel<'_>,
     peer: &mut dyn Peer,
     progress: &mut dyn FnMut(&Report),

@@ -2,12 +2,16 @@
 //!
 //! Every instruction of it is CPUID, which exits: where L2 arrives, RIP says.
 
+pub(crate) mod arena;
+
 use crate::layout;
 use nvmx_examples::runtime::map::selector;
 use nvmx_examples::runtime::tables as standard;
 
 /// CPUID.
 const CPUID: [u8; 2] = [0x0f, 0xa2];
+/// The same, as often as it fits a word.
+pub(crate) const FILL: [u8; 8] = [0x0f, 0xa2, 0x0f, 0xa2, 0x0f, 0xa2, 0x0f, 0xa2];
 /// User access, in every paging entry that has the bit.
 const USER: u64 = 4;
 
@@ -21,7 +25,8 @@ fn quads(entries: &[u64]) -> Vec<u8> {
 /// Everything, by address.
 pub(crate) fn chunks() -> Vec<(u64, Vec<u8>)> {
     let cpuids = |bytes: usize| CPUID.repeat(bytes / 2);
-    vec![
+    let mut chunks = arena::chunks();
+    chunks.extend([
         (layout::IDT_64, standard::idt(layout::STUBS, &[])),
         (layout::IDT_32, idt_32()),
         (layout::STUBS, cpuids(0x1000)),
@@ -44,7 +49,8 @@ pub(crate) fn chunks() -> Vec<(u64, Vec<u8>)> {
             for_user_pae(standard::paging_pae(layout::USER_PAE)),
         ),
         (layout::TSS_64, task_states()),
-    ]
+    ]);
+    chunks
 }
 
 /// The example guests' EPT with accessed and dirty flags set, so that what an earlier case did to them

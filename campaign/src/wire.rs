@@ -1,12 +1,13 @@
 //! Cases and bases as the guest reads them, and records as it leaves them.
 
-use crate::base::BASES;
+use crate::base;
 use crate::case::{Case, Hex, Mutation, Named};
 use crate::layout::{self, flag, patch, record, status};
 use nvmx_core::cpu::Model;
 use nvmx_core::vmx::capability::Capability;
 use nvmx_core::vmx::vmcs12::{Layout, layout::locate};
 use nvmx_core::vmx::{Field, Vmcs12};
+use std::collections::BTreeMap;
 
 /// How fields reach the VMCS and come back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub const PROBES: &[u32] = &[
     0xc000_0081, // STAR, LSTAR, FMASK
     0xc000_0082,
     0xc000_0084,
+    0xc000_0083, // CSTAR
+    0xc000_0103, // TSC_AUX
 ];
 
 /// MSRs of L1 that are written after the exits of cases that may leave another value.
@@ -41,13 +44,15 @@ pub(crate) const RESETS: &[(u32, u64)] = &[
     (0xc000_0081, 0),
     (0xc000_0082, 0),
     (0xc000_0084, 0),
+    (0xc000_0083, 0),
+    (0xc000_0103, 0),
 ];
 
 /// The pages at [`layout::BASES`].
 #[must_use]
 pub fn bases(model: &Model, vm_exit: u64, access: Access) -> Vec<u8> {
     let mut bytes = Vec::new();
-    for base in BASES {
+    for base in base::all() {
         let fields = base.fields(model, vm_exit);
         let mut page = match access {
             Access::Raw => {
@@ -129,48 +134,97 @@ pub fn control(count: usize, access: Access, disk_chunk: u32) -> Vec<u8> {
         put(address, &u64::from(*msr).to_le_bytes());
         put(address + 8, &value.to_le_bytes());
     }
+    for (address, (start, size, distance)) in (layout::control::RANGES..)
+        .step_by(16)
+        .zip(layout::arena::ranges())
+    {
+        for (at, word) in (address..).step_by(4).zip([start, size / 8, distance]) {
+            put(at, &(word as u32).to_le_bytes());
+        }
+    }
     page
 }
 
 impl Case {
-    /// The case as the guest reads it.
+    /// The case as the guest reads it: base, patches, flags, bytes; then the patches.
     #[must_use]
-    pub fn encode(&self) -> [u8; layout::CASE as usize] {
-        let mut bytes = [0; layout::CASE as usize];
-        let mut put = |at: usize, word: u32| bytes[at..at + 4].copy_from_slice(&word.to_le_bytes());
-        let base = crate::base::find(&self.base).unwrap_or_default();
-        let mutations = &self.mutations[..self.mutations.len().min(layout::MAX_PATCHES)];
-        put(0, base as u32);
-        put(4, mutations.len() as u32);
-        put(8, self.flags());
-        for (at, mutation) in (16..).step_by(16).zip(mutations) {
-            let (first, second, value) = match *mutation {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 16];
+        let mut patches = 0_u32;
+        let mut patch = |first: u32, second: u32, value: u64| {
+            bytes.extend(first.to_le_bytes());
+            bytes.extend(second.to_le_bytes());
+            bytes.extend(value.to_le_bytes());
+            patches += 1;
+        };
+        for mutation in &self.mutations {
+            match *mutation {
                 Mutation::Field(Named(field), Hex(value)) => {
-                    (field.0, u32::from_le_bytes(place(field)), value)
+                    patch(field.0, u32::from_le_bytes(place(field)), value);
                 }
                 Mutation::Memory(Hex(address), Hex(value)) => {
-                    (patch::MEMORY, address as u32, value)
+                    patch(patch::MEMORY, address as u32, value);
                 }
                 Mutation::Header(Hex(offset), Hex(value)) => {
-                    (patch::HEADER, offset as u32 | 4 << 16, value)
+                    patch(patch::HEADER, offset as u32 | 4 << 16, value);
                 }
-            };
-            put(at, first);
-            put(at + 4, second);
-            put(at + 8, value as u32);
-            put(at + 12, (value >> 32) as u32);
+                Mutation::Register(register, Hex(value)) => {
+                    patch(patch::REGISTER, 8 * u32::from(register.0), value);
+                }
+            }
+        }
+        for (address, word) in (self.code_address()..).step_by(8).zip(self.code_words()) {
+            patch(patch::MEMORY, address as u32, word);
+        }
+        let index = base::find(&self.base).unwrap_or_default() as u32;
+        let size = bytes.len() as u32;
+        for (at, word) in (0..).step_by(4).zip([index, patches, self.flags(), size]) {
+            bytes[at..at + 4].copy_from_slice(&word.to_le_bytes());
         }
         bytes
+    }
+
+    /// The code as words; behind it L2 meets what is everywhere there.
+    fn code_words(&self) -> impl Iterator<Item = u64> {
+        self.code.0.chunks(8).map(|bytes| {
+            let mut word = crate::tables::FILL;
+            word[..bytes.len()].copy_from_slice(bytes);
+            // An instruction that ends at an odd place is followed by a whole CPUID, too.
+            if bytes.len() % 2 == 1 {
+                word[bytes.len()..].copy_from_slice(&crate::tables::FILL[..8 - bytes.len()]);
+            }
+            u64::from_le_bytes(word)
+        })
+    }
+
+    /// Where the code goes: L2's RIP, or where that is in memory.
+    #[must_use]
+    pub fn code_address(&self) -> u64 {
+        let rip = self
+            .mutations
+            .iter()
+            .rev()
+            .find_map(|mutation| match *mutation {
+                Mutation::Field(Named(Field::GUEST_RIP), Hex(rip)) => Some(rip),
+                _ => None,
+            });
+        match base::find_code(&self.base) {
+            Some(code) if code.is_real => layout::REAL + (rip.unwrap_or(base::REAL_RIP) & 0xffff),
+            _ => rip.unwrap_or(layout::arena::CODE),
+        }
     }
 
     /// Cases that may leave L1 with other MSRs look at them, and put them back.
     fn flags(&self) -> u32 {
         let mut flags = if self.resume { flag::RESUME } else { 0 };
+        if base::find_code(&self.base).is_some() {
+            flags |= flag::ARENA | flag::PROBE | flag::RESET;
+        }
         let touches = self.base == "msr-lists"
             || self.mutations.iter().any(|mutation| match *mutation {
                 Mutation::Field(Named(field), _) => is_about_msrs(field),
                 Mutation::Memory(Hex(address), _) => address >> 12 == layout::ENTRY_LOAD >> 12,
-                Mutation::Header(..) => false,
+                Mutation::Header(..) | Mutation::Register(..) => false,
             });
         if touches {
             flags |= flag::PROBE | flag::RESET;
@@ -211,6 +265,8 @@ pub struct Record {
     pub status: u32,
     /// Everything else, 64 bits each: see [`Record::others`].
     words: Vec<u64>,
+    /// What L2 flipped in its arena, by address; the first words of it.
+    pub changes: BTreeMap<u64, u64>,
 }
 
 impl std::fmt::Debug for Record {
@@ -235,6 +291,26 @@ const WORDS: &[(usize, &str)] = &[
     (record::TABLES + 24, "L1 IDTR base, high"),
     (record::SELECTORS, "L1 ES, CS, SS, DS"),
     (record::SELECTORS + 8, "L1 FS, GS, TR, LDTR"),
+    (record::MORE_GPRS, "L2 RDX"),
+    (record::MORE_GPRS + 8, "L2 RSI"),
+    (record::MORE_GPRS + 16, "L2 RDI"),
+    (record::MORE_GPRS + 24, "L2 RBP"),
+    (record::MORE_GPRS + 32, "L2 R8"),
+    (record::MORE_GPRS + 40, "L2 R9"),
+    (record::MORE_GPRS + 48, "L2 R10"),
+    (record::MORE_GPRS + 56, "L2 R11"),
+    (record::MORE_GPRS + 64, "L2 R12"),
+    (record::MORE_GPRS + 72, "L2 R13"),
+    (record::MORE_GPRS + 80, "L2 R14"),
+    (record::MORE_GPRS + 88, "L2 R15"),
+    (record::DEBUG, "DR0"),
+    (record::DEBUG + 8, "DR1"),
+    (record::DEBUG + 16, "DR2"),
+    (record::DEBUG + 24, "DR3"),
+    (record::DEBUG + 32, "DR6"),
+    (record::DEBUG + 40, "CR8"),
+    (record::CHANGED, "words changed"),
+    (record::DIGEST, "digest of changes"),
 ];
 
 impl Record {
@@ -247,11 +323,20 @@ impl Record {
         }
         let mut vmcs12 = Vmcs12::default();
         vmcs12.bytes_mut()[..1000].copy_from_slice(&bytes[..1000]);
-        let (words, _) = bytes[record::GPRS..].as_chunks::<8>();
+        let (words, _) = bytes[record::GPRS..record::CHANGES].as_chunks::<8>();
+        let (changes, _) = bytes[record::CHANGES..].as_chunks::<16>();
+        let changes = changes.iter().map(|change| {
+            let [address, flipped] = [&change[..8], &change[8..]].map(|half| {
+                half.first_chunk()
+                    .map_or(0, |word| u64::from_le_bytes(*word))
+            });
+            (address, flipped)
+        });
         Some(Self {
             vmcs12,
             status: word(record::STATUS)?,
             words: words.iter().map(|word| u64::from_le_bytes(*word)).collect(),
+            changes: changes.filter(|(address, _)| *address != 0).collect(),
         })
     }
 

@@ -42,6 +42,7 @@ impl fmt::Display for Judge {
 #[command(after_help = "\
 Examples:
   nvmx campaign entry --count 100000 --backend lab
+  nvmx campaign code --count 20000 --backend lab:6.12
   nvmx campaign replay case.ron --backend lab:6.12")]
 pub(crate) struct CampaignArguments {
     #[command(subcommand)]
@@ -52,6 +53,8 @@ pub(crate) struct CampaignArguments {
 pub(crate) enum CampaignCommand {
     /// VM entries with a random vmcs12 at the boundary of validity
     Entry(CampaignEntry),
+    /// A few random instructions of L2 under random controls, permissions and events
+    Code(CampaignEntry),
     /// Run case files again
     Replay(CampaignReplay),
 }

@@ -6,12 +6,13 @@ use crate::backend::{self, Machine, Spec};
 use crate::{DIFFERENT, SAME, output};
 use anyhow::{Context, bail};
 use nvmx_campaign::bochs::Bochs;
-use nvmx_campaign::case::CaseFile;
+use nvmx_campaign::case::{Case, CaseFile};
+use nvmx_campaign::code;
 use nvmx_campaign::explain::Against;
 use nvmx_campaign::generate::Generator;
 use nvmx_campaign::judge::judge as verdict;
 use nvmx_campaign::runner::{Make, Runner, Trouble, image, model_of};
-use nvmx_campaign::session::{self, Finding, Peer, Plan, Report};
+use nvmx_campaign::session::{self, Cases, Finding, Peer, Plan, Report};
 use nvmx_campaign::wire::{Access, Outcome};
 use nvmx_core::cpu::Model;
 use nvmx_core::personality::Personality;
@@ -36,7 +37,8 @@ const KINDS_SHOWN: usize = 40;
 
 pub(crate) fn run(options: &CampaignArguments) -> anyhow::Result<u8> {
     match &options.command {
-        CampaignCommand::Entry(options) => entry(options),
+        CampaignCommand::Entry(options) => entry(options, Sides::entries),
+        CampaignCommand::Code(options) => entry(options, Sides::code),
         CampaignCommand::Replay(options) => replay(options),
     }
 }
@@ -104,9 +106,18 @@ impl Sides {
         Ok(Box::new(vm))
     }
 
-    fn generator(&self, seed: u64) -> Result<Generator, Trouble> {
+    fn entries(&self, seed: u64) -> Result<Box<dyn Cases>, Trouble> {
         let vm_exit = image(&self.processor, self.access)?.vm_exit;
-        Ok(Generator::new(&self.processor, vm_exit, seed))
+        Ok(Box::new(Generator::new(&self.processor, vm_exit, seed)))
+    }
+
+    fn code(&self, seed: u64) -> Result<Box<dyn Cases>, Trouble> {
+        let vm_exit = image(&self.processor, self.access)?.vm_exit;
+        Ok(Box::new(code::Generator::new(
+            &self.processor,
+            vm_exit,
+            seed,
+        )))
     }
 }
 
@@ -116,12 +127,15 @@ fn series(machine: Machine, spec: &Spec) -> Make<'static> {
     Box::new(move |old| series(old).map_err(|error| Trouble::Other(output::chain(&error))))
 }
 
-fn entry(options: &CampaignEntry) -> anyhow::Result<u8> {
+/// Makes the cases of a campaign, by seed.
+type Generate = fn(&Sides, u64) -> Result<Box<dyn Cases>, Trouble>;
+
+fn entry(options: &CampaignEntry, generate: Generate) -> anyhow::Result<u8> {
     let limit = time(options.timeout)?;
     let mut status = SAME;
     for judge in &options.backend {
         let mut sides = Sides::open(judge, limit)?;
-        let generator = sides.generator(options.seed)?;
+        let generator = generate(&sides, options.seed)?;
         let plan = Plan {
             count: options.count,
             first: options.first,
@@ -143,7 +157,13 @@ fn entry(options: &CampaignEntry) -> anyhow::Result<u8> {
             tracing::info!(done, unexplained, "batch");
         };
         let make = || Sides::model(&state, against);
-        let report = session::run(&plan, &generator, &make, sides.peer.as_mut(), &mut progress)?;
+        let report = session::run(
+            &plan,
+            generator.as_ref(),
+            &make,
+            sides.peer.as_mut(),
+            &mut progress,
+        )?;
         bar.finish_and_clear();
         let kept = keep(&options.keep, options.seed, &report)?;
         if let Some(folder) = &options.keep_explained {
@@ -211,13 +231,26 @@ fn keep(folder: &Path, seed: u64, report: &Report) -> anyhow::Result<Vec<PathBuf
             let path = folder.join(format!("seed-{seed}-case-{}.ron", finding.number));
             let file = CaseFile {
                 case: finding.case.clone(),
-                note: format!("{kind}; {}", finding.summary.join(" / ")),
+                note: note(
+                    &finding.case,
+                    &format!("{kind}; {}", finding.summary.join(" / ")),
+                ),
             };
             std::fs::write(&path, file.to_text()).with_context(|| path.display().to_string())?;
             paths.push(path);
         }
     }
     Ok(paths)
+}
+
+/// What a case's file says of it.
+fn note(case: &Case, kind: &str) -> String {
+    let code = code::disassemble(case);
+    if code.is_empty() {
+        kind.to_owned()
+    } else {
+        format!("{kind}; code: {code}")
+    }
 }
 
 /// Writes the simplest case of each explanation.
@@ -227,7 +260,7 @@ fn keep_explained(folder: &Path, report: &Report) -> anyhow::Result<()> {
         let path = folder.join(format!("{id}.ron"));
         let file = CaseFile {
             case: case.clone(),
-            note: (*id).to_owned(),
+            note: note(case, id),
         };
         std::fs::write(&path, file.to_text()).with_context(|| path.display().to_string())?;
     }
@@ -283,6 +316,10 @@ fn describe(
                 "      soft: {}; {judge}: {}",
                 finding.summary[0], finding.summary[1]
             );
+            let code = code::disassemble(&finding.case);
+            if !code.is_empty() {
+                let _ = writeln!(text, "      code: {code}");
+            }
             if let Some(third) = third.get(&finding.number) {
                 let _ = writeln!(text, "      bochs: {third}");
             }
@@ -310,7 +347,7 @@ fn replay(options: &CampaignReplay) -> anyhow::Result<u8> {
     }
     for judge in &options.backend {
         let mut sides = Sides::open(judge, limit)?;
-        let generator = sides.generator(0)?;
+        let generator = sides.entries(0)?;
         let (state, against) = (sides.state.clone(), sides.against);
         let make = Box::new(move |_| Sides::model(&state, against));
         let mut soft = Runner::new(make, sides.access, limit)?;
