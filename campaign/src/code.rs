@@ -102,6 +102,11 @@ impl Cases for Generator {
     }
 }
 
+/// The classes of instructions that a case draws from.
+pub fn classes() -> impl Iterator<Item = &'static str> {
+    CLASSES.iter().map(|class| class.name)
+}
+
 /// A class that this code can have, by weight.
 fn pick(e: &mut Emit<'_>, code: &CodeBase) -> &'static Class {
     let fits = |class: &&Class| match class.modes {

@@ -48,6 +48,8 @@ pub(crate) const RESETS: &[(u32, u64)] = &[
     (0xc000_0103, 0),
 ];
 
+const NOP: u8 = 0x90;
+
 /// The pages at [`layout::BASES`].
 #[must_use]
 pub fn bases(model: &Model, vm_exit: u64, access: Access) -> Vec<u8> {
@@ -189,9 +191,9 @@ impl Case {
         self.code.0.chunks(8).map(|bytes| {
             let mut word = crate::tables::FILL;
             word[..bytes.len()].copy_from_slice(bytes);
-            // An instruction that ends at an odd place is followed by a whole CPUID, too.
+            // Behind an odd end a NOP, so that CPUIDs are where they are in the rest of the page.
             if bytes.len() % 2 == 1 {
-                word[bytes.len()..].copy_from_slice(&crate::tables::FILL[..8 - bytes.len()]);
+                word[bytes.len()] = NOP;
             }
             u64::from_le_bytes(word)
         })
