@@ -3,6 +3,7 @@
 //! execution engine; the tests need no engine.
 
 pub use crate::personality::Personality;
+use crate::pmu::Pmu;
 use crate::vmx::VmxState;
 use crate::x86::cpuid::CpuidEntry;
 use crate::x86::{DebugRegs, Event, Exception, Regs, Sregs};
@@ -112,6 +113,8 @@ impl Default for Msrs {
 pub struct Tsc {
     /// Ticks since the machine started: one a retired instruction, more while halted.
     pub ticks: u64,
+    /// Those of them that went by while the machine slept.
+    pub idle: u64,
     /// L1's TSC less `ticks`.
     pub l1_offset: u64,
 }
@@ -121,6 +124,12 @@ impl Tsc {
     #[must_use]
     pub const fn l1(&self) -> u64 {
         self.ticks.wrapping_add(self.l1_offset)
+    }
+
+    /// Instructions that the machine has executed.
+    #[must_use]
+    pub const fn executed(&self) -> u64 {
+        self.ticks.wrapping_sub(self.idle)
     }
 }
 
@@ -163,6 +172,8 @@ pub struct Cpu {
     pub debug: DebugRegs,
     /// MSRs.
     pub msrs: Msrs,
+    /// Performance counters.
+    pub pmu: Pmu,
     /// XCR0.
     pub xcr0: u64,
     /// Activity state.
@@ -208,6 +219,17 @@ impl Cpu {
             next
         } else {
             next & 0xffff_ffff
+        }
+    }
+
+    /// Bits of a linear address in the paging mode of IA-32e mode: what a branch target and an operand are
+    /// held to, where a base or an MSR is held to what the processor has (SDM Vol. 1 "Canonical Addressing").
+    #[must_use]
+    pub const fn linear_width(&self) -> u8 {
+        if self.sregs.cr4 & crate::x86::control::cr4::LA57 != 0 {
+            57
+        } else {
+            48
         }
     }
 

@@ -16,6 +16,7 @@ pub mod msr;
 pub mod nested;
 pub mod paging;
 pub mod personality;
+pub mod pmu;
 pub mod profiles;
 pub mod trace;
 pub mod vcpu;

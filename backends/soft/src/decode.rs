@@ -169,7 +169,7 @@ pub(crate) fn check(
         };
         let linear = base.wrapping_add(offset);
         let last = linear.wrapping_add(length.max(1) - 1);
-        let width = cpu.model.linear_width();
+        let width = cpu.linear_width();
         if !is_canonical(linear, width) || !is_canonical(last, width) {
             return Err(fault);
         }

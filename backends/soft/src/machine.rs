@@ -49,7 +49,7 @@ pub(crate) fn sync_in(processor: &mut Processor, env: &Env) {
     cpu.regs = env.regs();
     env.read_sregs(&mut cpu.sregs);
     cpu.msrs.kernel_gs_base = env.msr(NativeMsr::KernelGsBase);
-    cpu.tsc.ticks = env.executed().wrapping_add(processor.idle_ticks);
+    cpu.tsc.ticks = env.executed().wrapping_add(cpu.tsc.idle);
     if !env.interrupt_shadow() {
         cpu.interruptibility.remove(SHADOWS);
     } else if env.executed() != processor.executed_at_sync
@@ -70,12 +70,7 @@ pub(crate) fn sync_in(processor: &mut Processor, env: &Env) {
 
 /// Puts the processor's registers back into the engine, with everything that follows from them.
 pub(crate) fn sync_out(processor: &mut Processor, env: &mut Env) {
-    let retired = processor
-        .cpu
-        .tsc
-        .ticks
-        .wrapping_sub(processor.idle_ticks)
-        .wrapping_sub(env.executed());
+    let retired = processor.cpu.tsc.executed().wrapping_sub(env.executed());
     if retired != 0 {
         env.retired(retired);
     }
@@ -180,10 +175,7 @@ impl Runner<'_> {
         let stepping = processor.one_instruction
             || processor.waits_for_shadow()
             || processor.breakpoints_armed()
-            || (processor.in_l2()
-                && processor
-                    .primary_controls()
-                    .contains(Primary::MONITOR_TRAP_FLAG));
+            || processor.monitor_trap();
         if stepping {
             deadline = deadline.min(executed.saturating_add(1));
         }
@@ -192,7 +184,8 @@ impl Runner<'_> {
             deadline = deadline.min(executed.saturating_add(ticks.max(1)));
         }
         let left = processor.until.saturating_sub(processor.cpu.tsc.ticks);
-        deadline.min(executed.saturating_add(left))
+        let overflow = processor.cpu.pmu.alarm().max(executed.saturating_add(1));
+        deadline.min(executed.saturating_add(left)).min(overflow)
     }
 
     /// After a handler: stop, or go on with the state put back.

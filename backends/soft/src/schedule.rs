@@ -145,6 +145,9 @@ impl SoftVm {
             let exit = runner.exit.take();
             (idle_calls, executed_at_call) = (runner.idle_calls, runner.executed_at_call);
             let native = self.engine.env().executed() > processor.executed_at_sync;
+            if native && processor.monitor_trap() {
+                self.engine.env_mut().pass_spent_repeat();
+            }
             sync_in(processor, self.engine.env());
             match (reason, exit) {
                 (StopReason::Machine, Some(Exit::Budget))

@@ -3,8 +3,9 @@
 use crate::engine::Env;
 use crate::model;
 use crate::processor::Processor;
-use nvmx_core::cpu::{Activity, Interruptibility};
+use nvmx_core::cpu::{Activity, Cpu, Interruptibility};
 use nvmx_core::msr::{self as msr_access, MsrEffect, MsrRead};
+use nvmx_core::pmu;
 use nvmx_core::vcpu::{BackendError, Parts, Result};
 use nvmx_core::x86::{CpuState, Event, EventKind, Exception, MpState, VcpuEvents, cpuid, msr};
 use std::collections::BTreeMap;
@@ -19,8 +20,8 @@ const SHADOW_MOV_SS: u8 = 1;
 const SHADOW_STI: u8 = 2;
 
 /// MSRs that a snapshot holds: those of the table that can be read.
-fn snapshot_msrs() -> impl Iterator<Item = u32> {
-    msr::ALL.iter().copied()
+fn snapshot_msrs(cpu: &Cpu) -> impl Iterator<Item = u32> {
+    msr::ALL.iter().copied().chain(pmu::registers(&cpu.model))
 }
 
 /// Reads the state. The processor is in step with the engine.
@@ -58,7 +59,7 @@ pub(crate) fn read(processor: &Processor, env: &Env, parts: Parts) -> CpuState {
 fn read_msrs(processor: &Processor) -> BTreeMap<u32, u64> {
     let cpu = &processor.cpu;
     let mut msrs = BTreeMap::new();
-    for number in snapshot_msrs() {
+    for number in snapshot_msrs(cpu) {
         // KVM reads L1's TSC for user space, whatever level runs.
         if number == msr::IA32_TIME_STAMP_COUNTER {
             msrs.insert(number, cpu.tsc.l1());
@@ -248,8 +249,18 @@ fn write_model(processor: &mut Processor, state: &CpuState) -> Result<()> {
     }
     let cpuid = state.cpuid.clone().unwrap_or_else(|| old.cpuid.clone());
     let personality = old.personality;
+    let had_counters = pmu::counters(old);
     let mut model = model::model(cpuid, msrs);
     model.personality = personality;
+    if pmu::counters(&model) != had_counters {
+        // Another processor, as after RESET.
+        let cpu = &mut processor.cpu;
+        cpu.set_perf_global_ctrl(pmu::reset_value(&model));
+        cpu.msrs.misc_enable &= !pmu::MISC_ENABLE;
+        if pmu::counters(&model).is_some() {
+            cpu.msrs.misc_enable |= pmu::MISC_ENABLE;
+        }
+    }
     processor.cpu.model = Arc::new(model);
     Ok(())
 }
@@ -279,6 +290,10 @@ fn write_msrs(processor: &mut Processor, msrs: &BTreeMap<u32, u64>) -> Result<()
             // Writing it as the guest does would move the TSC.
             msr::IA32_TSC_ADJUST => {
                 processor.cpu.msrs.tsc_adjust = value;
+                continue;
+            }
+            _ if pmu::is_register(&processor.cpu.model, number) => {
+                pmu::restore(&mut processor.cpu, number, value);
                 continue;
             }
             _ => {}

@@ -260,6 +260,16 @@ fn instructions_that_l1_has_not_enabled() {
     }
 }
 
+/// INS whose operand cannot be stored to faults before anything is read from the port.
+#[test]
+fn ins_to_a_page_that_is_not_there_reads_no_port() {
+    let mut nest = Nest::new(&[&[0x6d][..], &VMCALL].concat());
+    nest.set(Field::EXCEPTION_BITMAP, 1 << 14);
+    with(&mut nest, &[(Gpr::Rdi, 0x40_0000), (Gpr::Rdx, 0x80)]);
+    nest.expect(EXCEPTION, L2);
+    assert_eq!(nest.get(Field::EXIT_QUALIFICATION), 0x40_0000);
+}
+
 /// "I/O-Bitmap Addresses": any byte of the access, and whatever wraps around port FFFF.
 #[test]
 fn port_bitmaps() {

@@ -106,8 +106,33 @@ fn the_monitor_trap_flag_exits_between_iterations() {
     assert_eq!(nest.regs().gpr[1], 2);
     nest.expect(MTF, L2);
     assert_eq!(nest.regs().gpr[1], 1);
-    assert_eq!(nest.enter(), Entry::Exit(MTF));
+    // The last one ends the instruction.
+    nest.expect(MTF, L2 + 2);
     assert_eq!(nest.regs().gpr[1], 0);
+    nest.expect(VMCALL_EXIT, L2 + 2);
+}
+
+/// A count of zero is an instruction like another.
+#[test]
+fn a_repetition_of_nothing_is_one_step() {
+    for tf in [false, true] {
+        let mut nest = Nest::new(&[&[0xf3, 0xaa, 0x90][..], &VMCALL].concat());
+        let mut regs = nest.regs();
+        regs.gpr[1] = 0;
+        nest.set_state(CpuState {
+            regs: Some(regs),
+            ..CpuState::default()
+        });
+        if tf {
+            nest.set(Field::EXCEPTION_BITMAP, 1 << 1);
+            nest.set(Field::GUEST_RFLAGS, 2 | TF);
+        } else {
+            mtf(&mut nest);
+        }
+        let reason = if tf { EXCEPTION } else { MTF };
+        nest.expect(reason, L2 + 2);
+        nest.expect(reason, L2 + 3);
+    }
 }
 
 /// A fault is delivered, an injected event too, and the exit comes before the handler's first
@@ -232,8 +257,9 @@ fn a_single_step_stops_between_iterations() {
         assert_eq!(nest.regs().gpr[1], left);
         assert_eq!(nest.get(Field::EXIT_QUALIFICATION), BS);
     }
-    assert_eq!(nest.enter(), Entry::Exit(EXCEPTION));
+    nest.expect(EXCEPTION, L2 + 2);
     assert_eq!(nest.regs().gpr[1], 0);
+    nest.expect(EXCEPTION, L2 + 3);
 }
 
 /// Delivered to L2 it sets DR6, and the handler runs with TF clear.

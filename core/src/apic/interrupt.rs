@@ -2,9 +2,9 @@
 //! Priority").
 
 use super::registers::{
-    IRR, ISR, LVT_LINT0, LVT_LINT1, MASKED, SOFTWARE_ENABLE, SPURIOUS, TMR, TPR,
+    IRR, ISR, LVT_LINT0, LVT_LINT1, LVT_PERFORMANCE, MASKED, SOFTWARE_ENABLE, SPURIOUS, TMR, TPR,
 };
-use super::{Apic, ApicEffect};
+use super::{Apic, ApicEffect, Received};
 
 impl Apic {
     /// The highest vector whose bit is set in the 256-bit register at `offset`.
@@ -86,6 +86,25 @@ impl Apic {
             ApicEffect::EndOfInterrupt(vector)
         } else {
             ApicEffect::None
+        }
+    }
+
+    /// A performance counter interrupts, which masks its entry (SDM Vol. 3A "Local Vector Table").
+    pub fn counter_interrupt(&mut self) -> Received {
+        let entry = self.get(LVT_PERFORMANCE);
+        if entry & MASKED != 0 || !self.is_enabled() {
+            return Received::Nothing;
+        }
+        self.set(LVT_PERFORMANCE, entry | MASKED);
+        match entry >> 8 & 7 {
+            0 => {
+                self.accept(entry as u8, false);
+                Received::Nothing
+            }
+            2 => Received::Smi,
+            4 => Received::Nmi,
+            5 => Received::Init,
+            _ => Received::Nothing,
         }
     }
 

@@ -20,7 +20,7 @@ pub(super) const fn linear(cpu: &Cpu, base: u64, offset: u32) -> u64 {
 /// Whether a system structure may be read there: in IA-32e mode its address has to be canonical (SDM
 /// Vol. 1 "Canonical Addressing").
 pub(super) fn is_addressable(cpu: &Cpu, address: u64) -> bool {
-    cpu.sregs.efer & efer::LMA == 0 || is_canonical(address, cpu.model.linear_width())
+    cpu.sregs.efer & efer::LMA == 0 || is_canonical(address, cpu.linear_width())
 }
 
 /// An exception with a selector as error code.

@@ -83,7 +83,7 @@ pub(super) fn deliver<L: LinearMemory + ?Sized>(
     } else {
         legacy_target(cpu, memory, &gate, code_segment, new_cpl, external)?
     };
-    let linear_width = cpu.model.linear_width();
+    let linear_width = cpu.linear_width();
     let fits = if long {
         is_canonical(gate.offset, linear_width)
     } else {

@@ -32,7 +32,7 @@ const CONSTANTS: &[(u32, u32, u64, Write)] = &[
         0x1_0000_0000,
         Write::Ignored,
     ),
-    // P6 performance counters, without performance monitoring.
+    // Performance counters of the P6 family, where CPUID tells of none.
     (0xc1, 0xc2, 0, Write::Ignored),
     // FSB_FREQ, PLATFORM_INFO (CPUID faulting available).
     (0xcd, 0xcd, 3, Write::Fault),

@@ -62,31 +62,6 @@ pub(super) const fn gate(number: u32) -> Option<Feature> {
 const PERFORMANCE_MONITORING_2: Feature =
     Feature(&[(0xa, 0, EAX, 1), (0xa, 0, EAX, 2), (0xa, 0, EAX, 3)]);
 
-/// Bits of IA32_PERF_GLOBAL_CTRL that exist: one a counter.
-pub(super) fn performance_counters(cpu: &Cpu) -> u64 {
-    let [eax, _, _, edx] = cpuid::lookup(&cpu.model.cpuid, 0xa, 0);
-    let general = (1u64 << (eax >> 8 & 0x1f)) - 1;
-    let fixed = (1u64 << (edx & 0x1f)) - 1;
-    general | fixed << 32
-}
-
-/// What RDPMC reads (SDM Vol. 2B "RDPMC"); `None` is #GP. No counter counts here, and none can be set, so
-/// that each reads zero, as its MSR does.
-pub fn counter(cpu: &Cpu, selector: u32) -> Option<u64> {
-    const FIXED: u32 = 1 << 30;
-    /// Those of the P6 family, where CPUID tells of none.
-    const P6: u32 = 2;
-    let [eax, _, _, edx] = cpuid::lookup(&cpu.model.cpuid, 0xa, 0);
-    let exists = if eax & 0xff == 0 {
-        selector < P6
-    } else if selector & FIXED == 0 {
-        selector < eax >> 8 & 0xff
-    } else {
-        selector & !FIXED < edx & 0x1f
-    };
-    exists.then_some(0)
-}
-
 /// Bits of IA32_XSS that exist.
 pub(super) fn supervisor_states(cpu: &Cpu) -> u64 {
     let [_, _, ecx, edx] = cpuid::lookup(&cpu.model.cpuid, 0xd, 1);

@@ -10,10 +10,9 @@ mod system;
 #[cfg(test)]
 mod tests;
 
-pub use features::counter;
-
 use crate::cpu::Cpu;
 use crate::personality::Difference;
+use crate::pmu;
 use crate::vmx::entry::l2_tsc;
 use crate::x86::cr_write::is_canonical;
 use crate::x86::msr::*;
@@ -109,7 +108,8 @@ pub fn read(cpu: &Cpu, number: u32) -> Result<MsrRead, MsrFault> {
         IA32_GS_BASE => sregs.gs.base,
         IA32_KERNEL_GS_BASE => msrs.kernel_gs_base,
         IA32_TSC_AUX => msrs.tsc_aux,
-        _ => match memory_type::read(cpu, number) {
+        IA32_PERF_CAPABILITIES if pmu::counters(&cpu.model).is_some() => pmu::CAPABILITIES,
+        _ => match memory_type::read(cpu, number).or_else(|| pmu::read(cpu, number)) {
             Some(value) => value,
             None => constant::read(number).ok_or(GP)?,
         },
@@ -153,8 +153,9 @@ pub fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<MsrEffect, MsrFau
             cpu.msrs.pat = value;
         }
         IA32_PERF_GLOBAL_CTRL => {
-            let mask = features::performance_counters(cpu);
-            store(&mut cpu.msrs.perf_global_ctrl, value, mask)?;
+            let counters = pmu::counters(&cpu.model).ok_or(GP)?;
+            require(value & !counters == 0)?;
+            cpu.set_perf_global_ctrl(value);
         }
         // Read-only: SDM Vol. 3D, appendix "VMX Capability Reporting Facility".
         IA32_VMX_BASIC..=IA32_VMX_EXIT_CTLS2 => return Err(GP),
@@ -218,7 +219,10 @@ pub fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<MsrEffect, MsrFau
         }
         _ => match memory_type::write(cpu, number, value) {
             Some(result) => result?,
-            None => constant::write(number, value)?,
+            None => match pmu::write(cpu, number, value) {
+                Some(result) => result.map_err(refused)?,
+                None => constant::write(number, value)?,
+            },
         },
     }
     Ok(MsrEffect::None)
@@ -229,6 +233,15 @@ fn store(register: &mut u64, value: u64, allowed: u64) -> Result<(), MsrFault> {
     require(value & !allowed == 0)?;
     *register = value;
     Ok(())
+}
+
+const fn refused(refused: pmu::Refused) -> MsrFault {
+    match refused {
+        pmu::Refused::GeneralProtection => GP,
+        pmu::Refused::ByPrivilege => MsrFault::Unsupported(
+            "counting at one privilege level alone, SDM Vol. 3B \"Architectural Performance Monitoring\"",
+        ),
+    }
 }
 
 /// Whether an address is canonical for the processor's linear-address width.

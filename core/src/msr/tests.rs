@@ -273,22 +273,3 @@ fn every_msr_of_the_table_is_answered() {
         );
     }
 }
-
-#[test]
-fn rdpmc_finds_the_counters_that_cpuid_tells_of() {
-    let mut cpu = Cpu::default();
-    let read = |cpu: &Cpu, selector| super::counter(cpu, selector).is_some();
-    assert!(read(&cpu, 0) && read(&cpu, 1) && !read(&cpu, 2) && !read(&cpu, 1 << 30));
-    let leaf = CpuidEntry {
-        leaf: 0xa,
-        eax: 0x0730_0402,
-        edx: 0x603,
-        ..CpuidEntry::default()
-    };
-    cpu.model = Arc::new(crate::cpu::Model {
-        cpuid: vec![leaf],
-        ..crate::cpu::Model::default()
-    });
-    assert!(read(&cpu, 3) && !read(&cpu, 4));
-    assert!(read(&cpu, 1 << 30 | 2) && !read(&cpu, 1 << 30 | 3) && !read(&cpu, 1 << 31));
-}

@@ -37,9 +37,9 @@ pub(super) const RDTSCP: Feature = feature(0x8000_0001, 0, 3, 27);
 /// Features that the software model executes, register by register. A register without a row is no set
 /// of features and is passed on as it is.
 const EXECUTED: &[(u32, u32, usize, u32)] = &[
-    // SSE3, PCLMULQDQ, VMX, SSSE3, CX16, PCID, SSE4.1, SSE4.2, x2APIC, MOVBE, POPCNT, TSC-deadline, AES,
-    // RDRAND, hypervisor.
-    (1, 0, 2, 0xc3fa_2223),
+    // SSE3, PCLMULQDQ, VMX, SSSE3, CX16, PDCM, PCID, SSE4.1, SSE4.2, x2APIC, MOVBE, POPCNT, TSC-deadline,
+    // AES, XSAVE, RDRAND, hypervisor.
+    (1, 0, 2, 0xc7fa_a223),
     (1, 0, 3, 0x0f8b_fbff),
     // ARAT.
     (6, 0, 0, 1 << 2),
@@ -50,8 +50,8 @@ const EXECUTED: &[(u32, u32, usize, u32)] = &[
     (7, 0, 0, 0),
     // FSGSBASE, TSC_ADJUST, BMI1, SMEP, BMI2, ERMS, INVPCID, RDSEED, ADX, SMAP.
     (7, 0, 1, 0x001c_078b),
-    // WAITPKG, RDPID.
-    (7, 0, 2, 1 << 5 | 1 << 22),
+    // WAITPKG, LA57, RDPID.
+    (7, 0, 2, 1 << 5 | 1 << 16 | 1 << 22),
     (7, 0, 3, 0),
     (7, 1, 0, 0),
     (7, 1, 1, 0),
@@ -61,6 +61,8 @@ const EXECUTED: &[(u32, u32, usize, u32)] = &[
     (7, 2, 1, 0),
     (7, 2, 2, 0),
     (7, 2, 3, 0),
+    // XSAVEOPT, XSAVEC, XGETBV with ECX = 1, XSAVES.
+    (0xd, 1, 0, 0xf),
     // LAHF, LZCNT; SYSCALL, NX, 1-GiB pages, RDTSCP, long mode.
     (0x8000_0001, 0, 2, 0x21),
     (0x8000_0001, 0, 3, 0x2c10_0800),
@@ -91,10 +93,10 @@ pub fn is_executed(feature: Feature) -> bool {
 }
 
 const VECTOR: &str = "the engine has no VEX and EVEX encodings of vectors";
-const STATE: &str = "the engine has no state beyond the FXSAVE area";
+pub(super) const STATE: &str = "the engine has no state beyond the FXSAVE area";
 const NOT_EXECUTED: &str = "the instruction is not executed";
 const NOT_MODELLED: &str = "nothing of it is modelled";
-const NO_COUNTERS: &str = "no performance monitoring, no traces";
+const NO_COUNTERS: &str = "no traces, no stores of debug records";
 const MITIGATION: &str = "no speculation to be mitigated";
 
 /// Names, and why a feature is not executed.
@@ -109,10 +111,8 @@ const NAMES: &[(Feature, &str, &str)] = &[
     (feature(1, 0, 2, 11), "SDBG", NOT_MODELLED),
     (feature(1, 0, 2, 12), "FMA", VECTOR),
     (feature(1, 0, 2, 14), "xTPR", NOT_MODELLED),
-    (feature(1, 0, 2, 15), "PDCM", NO_COUNTERS),
     (feature(1, 0, 2, 18), "DCA", NOT_MODELLED),
-    (feature(1, 0, 2, 26), "XSAVE", STATE),
-    (feature(1, 0, 2, 27), "OSXSAVE", STATE),
+    (feature(1, 0, 2, 27), "OSXSAVE", "it follows CR4"),
     (feature(1, 0, 2, 28), "AVX", VECTOR),
     (feature(1, 0, 2, 29), "F16C", VECTOR),
     (feature(1, 0, 3, 18), "PSN", NOT_MODELLED),
@@ -163,7 +163,6 @@ const NAMES: &[(Feature, &str, &str)] = &[
     (feature(7, 0, 2, 12), "AVX512_BITALG", VECTOR),
     (feature(7, 0, 2, 13), "TME", NOT_MODELLED),
     (feature(7, 0, 2, 14), "AVX512_VPOPCNTDQ", VECTOR),
-    (feature(7, 0, 2, 16), "LA57", NOT_MODELLED),
     (feature(7, 0, 2, 23), "Key Locker", STATE),
     (feature(7, 0, 2, 24), "bus-lock detection", NOT_MODELLED),
     (feature(7, 0, 2, 25), "CLDEMOTE", NOT_EXECUTED),

@@ -3,6 +3,7 @@
 use super::features::{self, Feature};
 use super::{Profile, cr4_fixed1, index, model, vmcs_enum};
 use crate::cpu::Model;
+use crate::pmu;
 use crate::vmx::capability::{Capability, ControlField, EptVpid, MSR_COUNT};
 use crate::vmx::controls;
 use crate::vmx::entry::unsupported;
@@ -10,7 +11,7 @@ use crate::vmx::vmcs12::VMCS12_REVISION;
 use crate::vmx::{Field, Vmcs12};
 use crate::x86::CpuState;
 use crate::x86::cpuid::{self, CpuidEntry};
-use crate::x86::msr;
+use crate::x86::{msr, xsave};
 
 /// Something that the profile has and the software model does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,7 @@ const LEAVES: &[u32] = &[
     4,
     6,
     7,
+    0xa,
     0xb,
     0xd,
     0x1f,
@@ -55,7 +57,6 @@ const LEAVES: &[u32] = &[
 const HIDDEN_LEAVES: &[(u32, &str)] = &[
     (3, "the processor's serial number is not there"),
     (5, "MONITOR and MWAIT are not executed"),
-    (0xa, "no performance monitoring"),
     (0xf, "no cache monitoring"),
     (0x10, "no cache allocation"),
     (0x12, "no SGX"),
@@ -186,7 +187,13 @@ fn executed_cpuid(all: &[CpuidEntry], dropped: &mut Vec<Dropped>) -> Vec<CpuidEn
             }
             continue;
         }
-        let entry = mask_features(*entry, dropped);
+        let mut entry = mask_features(*entry, dropped);
+        if entry.leaf == 0xa {
+            counters_of(&mut entry, dropped);
+        }
+        if entry.leaf == 0xd && !states_of(&mut entry, dropped) {
+            continue;
+        }
         if (entry.eax, entry.ebx, entry.ecx, entry.edx) != (0, 0, 0, 0) {
             kept.push(entry);
         }
@@ -197,6 +204,69 @@ fn executed_cpuid(all: &[CpuidEntry], dropped: &mut Vec<Dropped>) -> Vec<CpuidEn
     }
     limit_leaves(&mut kept);
     kept
+}
+
+/// Leaf 0DH: the state components that the engine has, all in the first 576 bytes. `false` for a subleaf
+/// of another.
+fn states_of(entry: &mut CpuidEntry, dropped: &mut Vec<Dropped>) -> bool {
+    const KEPT: u32 = (xsave::X87 | xsave::SSE) as u32;
+    const SIZE: u32 = xsave::AREA as u32;
+    let mut drop = |what: &str| {
+        dropped.push(Dropped {
+            what: what.to_owned(),
+            reason: features::STATE,
+        });
+    };
+    match entry.subleaf {
+        0 => {
+            if (entry.eax & !KEPT, entry.edx) != (0, 0) {
+                drop("components of XCR0 beyond x87 and SSE");
+            }
+            (entry.eax, entry.edx) = (entry.eax & KEPT, 0);
+            (entry.ebx, entry.ecx) = (SIZE, SIZE);
+        }
+        1 => {
+            if (entry.ecx, entry.edx) != (0, 0) {
+                drop("components of IA32_XSS");
+            }
+            (entry.ecx, entry.edx) = (0, 0);
+            entry.ebx = if entry.eax & 0b1010 != 0 { SIZE } else { 0 };
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// Leaf 0AH: as many counters of version 2 as the model has ([`crate::pmu`]), and what they do not count.
+fn counters_of(entry: &mut CpuidEntry, dropped: &mut Vec<Dropped>) {
+    let (version, general, fixed) = (entry.eax & 0xff, entry.eax >> 8 & 0xff, entry.edx & 0x1f);
+    let mut drop = |what: String, reason| dropped.push(Dropped { what, reason });
+    if version < 2 {
+        if version != 0 {
+            drop(
+                format!("performance monitoring {version}"),
+                "none below 2 is modelled",
+            );
+        }
+        (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
+        return;
+    }
+    if version > 2 {
+        let what = format!("performance monitoring {version}");
+        drop(what, "version 2 is what KVM shows, too");
+    }
+    if fixed > pmu::MOST_FIXED as u32 {
+        let what = format!("fixed-function counters beyond {}", pmu::MOST_FIXED);
+        drop(what, "there are no slots to be counted");
+    }
+    let events = "architectural events of caches and branches".to_owned();
+    drop(events, "time is the count of instructions");
+    let general = general.min(pmu::MOST_GENERAL as u32);
+    let fixed = fixed.min(pmu::MOST_FIXED as u32);
+    entry.eax = 2 | general << 8 | pmu::WIDTH << 16 | 7 << 24;
+    entry.ebx = entry.ebx & 0x7f | pmu::EVENTS_NOT_COUNTED;
+    entry.ecx = 0;
+    entry.edx = fixed | pmu::WIDTH << 5;
 }
 
 /// Leaf 0 and leaf 80000000H name the last leaf of theirs.
@@ -237,10 +307,6 @@ fn mask_features(mut entry: CpuidEntry, dropped: &mut Vec<Dropped>) -> CpuidEntr
         }
     }
     [entry.eax, entry.ebx, entry.ecx, entry.edx] = registers;
-    // No feature is left that a linear-address width beyond 48 could belong to.
-    if entry.leaf == 0x8000_0008 && entry.eax >> 8 & 0xff > 48 {
-        entry.eax = entry.eax & !0xff00 | 48 << 8;
-    }
     entry
 }
 

@@ -94,6 +94,8 @@ pub struct Env {
     pub(super) resume_held: Option<u64>,
     /// The instruction at RIP is to be translated whatever RFLAGS.AC says.
     pub(super) native_once: bool,
+    /// Length of the repeated instruction at RIP, whose last iteration has just run; else 0.
+    pub(super) spent_repeat: u8,
 }
 
 impl Env {

@@ -173,6 +173,7 @@ unsafe fn on_block_slow(shared: *mut Shared, address: u64, host_pc: usize) {
                 }
             },
         };
+        let previous = env.clock.block();
         if block.is_limited() && !env.clock.cut {
             // Unicorn itself cut this block: a store changed the code of the block before it, which
             // was left at the store and is done again from there.
@@ -192,6 +193,7 @@ unsafe fn on_block_slow(shared: *mut Shared, address: u64, host_pc: usize) {
         }
         if env.stop.is_none() && env.clock.remaining() == 0 {
             env.stop = Some(StopReason::Budget);
+            env.look_for_spent_repeat(previous, address);
         }
         if env.stop.is_some() {
             leave(env.cpu);
@@ -248,6 +250,11 @@ fn dispatch(shared: &mut Shared, number: i32) {
         _ => code == 0x60 || code == 0x41,
     };
     let last = env.clock.block();
+    env.spent_repeat = 0;
+    if code == 0x41 {
+        env.look_for_spent_repeat(last, env.linear_rip());
+        env.pass_spent_repeat();
+    }
     if between {
         env.clock.complete();
         if env.clock.remaining() == 0 && code != 0x41 {
@@ -576,14 +583,5 @@ fn must_not_translate(shared: &mut Shared, address: u64) -> bool {
         None => false,
         Some(Special::FarTransfer) => !native,
         Some(_) => true,
-    }
-}
-
-/// Whether an intercept stands for an instruction that must raise #UD.
-impl Special {
-    /// Undefined on this processor.
-    #[must_use]
-    pub const fn is_undefined(self) -> bool {
-        matches!(self, Self::Undefined)
     }
 }

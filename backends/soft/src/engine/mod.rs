@@ -16,6 +16,7 @@ mod ffi;
 mod hooks;
 mod intercept;
 mod memory;
+mod repeat;
 mod scan;
 mod selftest;
 mod state;
@@ -289,6 +290,7 @@ impl Engine {
                     no_fill: false,
                     resume_held: None,
                     native_once: false,
+                    spent_repeat: 0,
                 };
                 let shared = NonNull::from(Box::leak(Box::new(Shared::new(env))));
                 let mut engine = Self {

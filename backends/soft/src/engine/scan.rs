@@ -46,6 +46,14 @@ pub enum Special {
     Undefined,
 }
 
+impl Special {
+    /// Undefined on this processor.
+    #[must_use]
+    pub const fn is_undefined(self) -> bool {
+        matches!(self, Self::Undefined)
+    }
+}
+
 /// Operand and address size that the code segment gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CodeSize {

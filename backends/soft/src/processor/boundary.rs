@@ -29,6 +29,11 @@ impl Processor {
         self.enter_virtual_apic();
         while self.event_count < self.event_limit {
             self.apic.poll(self.cpu.tsc.l1());
+            if self.cpu.pmu.alarm() <= self.cpu.tsc.executed()
+                && let Some(exit) = self.counter_overflow()
+            {
+                return Some(exit);
+            }
             match self.next_event() {
                 Next::Run => return None,
                 Next::Again => {}
@@ -312,6 +317,11 @@ impl Processor {
         self.intercepts.primary
     }
 
+    /// Whether each instruction ends in a monitor trap.
+    pub(crate) fn monitor_trap(&self) -> bool {
+        self.in_l2() && self.primary_controls().contains(Primary::MONITOR_TRAP_FLAG)
+    }
+
     pub(super) fn reflect(&mut self, exit: VmExit) -> Next {
         self.exit_to_l1(&exit);
         Next::Again
@@ -344,9 +354,9 @@ impl Processor {
         self.retire_breakpoints();
         if self.in_l2() {
             self.cpu.vmx.run_pending = false;
-            if self.primary_controls().contains(Primary::MONITOR_TRAP_FLAG) {
-                self.cpu.vmx.mtf_pending = true;
-            }
+        }
+        if self.monitor_trap() {
+            self.cpu.vmx.mtf_pending = true;
         }
     }
 }

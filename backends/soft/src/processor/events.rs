@@ -26,7 +26,7 @@ impl Processor {
                 self.retire_breakpoints();
                 self.one_instruction = false;
                 self.iret_unblocks = false;
-                if self.in_l2() && self.primary_controls().contains(Primary::MONITOR_TRAP_FLAG) {
+                if self.monitor_trap() {
                     self.cpu.vmx.mtf_pending = true;
                 }
                 return Ok(Done::Jumped);

@@ -96,6 +96,10 @@ impl Processor {
             )?;
         }
         if port.input {
+            if let Some(address) = address {
+                // The port is read only if what it gives can be stored.
+                self.check_write(address.linear, u64::from(port.size))?;
+            }
             self.pending_read = Some(PendingRead::Io {
                 size: port.size,
                 instruction: *instruction,

@@ -39,7 +39,6 @@ use nvmx_core::cpu::{Cpu, Interruptibility};
 use nvmx_core::paging::{Regime, WalkFault};
 use nvmx_core::vcpu::{Exit, NestedEvent};
 use nvmx_core::vmx::apic_virtualization::ApicVirtualization;
-use nvmx_core::vmx::controls::Primary;
 use nvmx_core::vmx::ept::EptFault;
 use nvmx_core::vmx::exit::{ExitReason, VmExit};
 use nvmx_core::vmx::intercepts::{Intercepts, PauseLoop};
@@ -173,8 +172,6 @@ pub(crate) struct Processor {
     information: Option<Box<InstructionInfoFactory>>,
     /// x87 and SSE state, while another processor is in the engine.
     pub(crate) fxsave: Box<[u8; 512]>,
-    /// Ticks that passed without an instruction: in HLT.
-    pub(crate) idle_ticks: u64,
     /// The engine's count of instructions when it last got the processor's state.
     pub(crate) executed_at_sync: u64,
     /// The boundary must be looked at after exactly one more instruction.
@@ -225,7 +222,6 @@ impl Processor {
             data_matches: 0,
             information: None,
             fxsave: Box::new([0; 512]),
-            idle_ticks: 0,
             executed_at_sync: 0,
             one_instruction: false,
             iret_unblocks: false,
@@ -361,7 +357,7 @@ impl Processor {
             self.single_step();
         }
         self.retire_breakpoints();
-        if self.in_l2() && self.intercepts.primary.contains(Primary::MONITOR_TRAP_FLAG) {
+        if self.monitor_trap() {
             self.cpu.vmx.mtf_pending = true;
         }
     }

@@ -5,6 +5,7 @@
 use super::Processor;
 use super::boundary::Next;
 use crate::reset;
+use nvmx_core::apic::Received;
 use nvmx_core::cpu::{Activity, Interruptibility};
 use nvmx_core::personality::Difference;
 use nvmx_core::vcpu::Exit;
@@ -143,8 +144,13 @@ impl Processor {
 
     /// An interrupt command reached this processor.
     pub(crate) fn receive(&mut self, command: u64, is_sender: bool) -> Option<Exit> {
-        use nvmx_core::apic::Received;
-        match self.apic.receive(command, is_sender) {
+        let received = self.apic.receive(command, is_sender);
+        self.signal(received)
+    }
+
+    /// What reached the local APIC goes to the processor.
+    fn signal(&mut self, received: Received) -> Option<Exit> {
+        match received {
             Received::Nothing => {}
             Received::Startup(vector) => self.outside.sipi = Some(vector),
             Received::Init => self.outside.init = true,
@@ -158,21 +164,35 @@ impl Processor {
         None
     }
 
+    /// A performance counter is at an overflow that interrupts.
+    #[cold]
+    pub(super) fn counter_overflow(&mut self) -> Option<Exit> {
+        if !self.cpu.counter_interrupt() {
+            return None;
+        }
+        let received = self.apic.counter_interrupt();
+        self.signal(received)
+    }
+
     /// Machine time as another processor has left it.
-    pub(crate) fn set_time(&mut self, (ticks, idle_ticks): (u64, u64)) {
-        self.cpu.tsc.ticks = ticks;
-        self.idle_ticks = idle_ticks;
+    pub(crate) fn set_time(&mut self, (ticks, idle): (u64, u64)) {
+        let tsc = &mut self.cpu.tsc;
+        let before = tsc.executed();
+        (tsc.ticks, tsc.idle) = (ticks, idle);
+        // What others executed is nothing to count here.
+        self.cpu.pmu.skip(tsc.executed().wrapping_sub(before));
     }
 
     /// Machine time.
     pub(crate) fn time(&self) -> (u64, u64) {
-        (self.cpu.tsc.ticks, self.idle_ticks)
+        (self.cpu.tsc.ticks, self.cpu.tsc.idle)
     }
 
     /// Lets time pass without an instruction up to this tick.
     pub(crate) fn sleep_until(&mut self, tick: u64) {
         let skipped = tick.saturating_sub(self.cpu.tsc.ticks);
-        self.idle_ticks = self.idle_ticks.wrapping_add(skipped);
-        self.cpu.tsc.ticks = self.cpu.tsc.ticks.wrapping_add(skipped);
+        let tsc = &mut self.cpu.tsc;
+        tsc.idle = tsc.idle.wrapping_add(skipped);
+        tsc.ticks = tsc.ticks.wrapping_add(skipped);
     }
 }

@@ -8,6 +8,7 @@ use iced_x86::{Code, Instruction, Mnemonic};
 use nvmx_core::cpu::{Activity, Interruptibility};
 use nvmx_core::msr::{self, MsrEffect, MsrFault, MsrRead};
 use nvmx_core::personality::Difference;
+use nvmx_core::pmu;
 use nvmx_core::vmx::entry;
 use nvmx_core::vmx::exit::{self, VmExit};
 use nvmx_core::vmx::intercepts::{DescriptorTableInstruction, SystemSegmentInstruction};
@@ -112,7 +113,7 @@ impl Processor {
         }
         self.exit_if(self.intercepts.rdpmc(instruction.len() as u32))?;
         let selector = self.cpu.regs.get(Gpr::Rcx) as u32;
-        let value = msr::counter(&self.cpu, selector).ok_or(Exception::GENERAL_PROTECTION)?;
+        let value = pmu::rdpmc(&self.cpu, selector).ok_or(Exception::GENERAL_PROTECTION)?;
         self.cpu.regs.set(Gpr::Rax, value & 0xffff_ffff);
         self.cpu.regs.set(Gpr::Rdx, value >> 32);
         Ok(Done::Retired)
@@ -409,7 +410,9 @@ impl Processor {
         }
         let register = self.cpu.regs.get(Gpr::Rcx) as u32;
         if instruction.mnemonic() == Mnemonic::Xgetbv {
-            if register != 0 {
+            // With ECX 1 XCR0 and what is in use, which all of it may be said to be.
+            let in_use = cpuid::lookup(&self.cpu.model.cpuid, 0xd, 1)[0] & 1 << 2 != 0;
+            if register > u32::from(in_use) {
                 return Err(Exception::GENERAL_PROTECTION.into());
             }
             self.cpu.regs.set(Gpr::Rax, self.cpu.xcr0 & 0xffff_ffff);
@@ -421,8 +424,10 @@ impl Processor {
         }
         self.require_cpl0()?;
         let value = self.cpu.regs.get(Gpr::Rax) & 0xffff_ffff | self.cpu.regs.get(Gpr::Rdx) << 32;
+        let [low, _, _, high] = cpuid::lookup(&self.cpu.model.cpuid, 0xd, 0);
+        let exists = u64::from(low) | u64::from(high) << 32;
         // x87 must stay; the engine has x87 and SSE and no more.
-        if register != 0 || value & 1 == 0 {
+        if register != 0 || value & 1 == 0 || value & !exists != 0 {
             return Err(Exception::GENERAL_PROTECTION.into());
         }
         if value & !3 != 0 {

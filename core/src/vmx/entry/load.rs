@@ -89,11 +89,14 @@ fn load_msrs(cpu: &mut Cpu, controls: EntryControls, run_pending: bool) {
     msrs.sysenter_esp = vmcs12.get(Field::GUEST_SYSENTER_ESP);
     msrs.sysenter_eip = vmcs12.get(Field::GUEST_SYSENTER_EIP);
     if controls.contains(EntryControls::LOAD_PERF_GLOBAL_CTRL) {
-        msrs.perf_global_ctrl = vmcs12.get(Field::GUEST_IA32_PERF_GLOBAL_CTRL);
+        let value = vmcs12.get(Field::GUEST_IA32_PERF_GLOBAL_CTRL);
+        cpu.set_perf_global_ctrl(value);
     }
     if !run_pending {
         return;
     }
+    let vmcs12 = &cpu.vmx.vmcs12;
+    let msrs = &mut cpu.msrs;
     if controls.contains(EntryControls::LOAD_DEBUG_CONTROLS) {
         msrs.debugctl = if cpu.model.as_kvm(Difference::EntryDebugctl) {
             0

@@ -102,10 +102,11 @@ fn load_registers(cpu: &mut Cpu, controls: ExitControls) {
         msrs.pat = vmcs12.get(Field::HOST_IA32_PAT);
     }
     if controls.contains(ExitControls::LOAD_PERF_GLOBAL_CTRL) {
-        msrs.perf_global_ctrl = vmcs12.get(Field::HOST_IA32_PERF_GLOBAL_CTRL);
+        let value = vmcs12.get(Field::HOST_IA32_PERF_GLOBAL_CTRL);
+        cpu.set_perf_global_ctrl(value);
     }
     if controls.contains(ExitControls::CLEAR_BNDCFGS) {
-        msrs.bndcfgs = 0;
+        cpu.msrs.bndcfgs = 0;
     }
 }
 

@@ -4,6 +4,7 @@ use crate::addr::L1Phys;
 use crate::cpu::Model;
 use crate::memory::GuestMemory;
 use crate::personality::Difference;
+use crate::pmu;
 use crate::vmx::capability::{Capability, ControlField};
 use crate::vmx::controls::{EntryControls, ExitControls, PinBased, Primary, Secondary};
 use crate::vmx::entry::{active_secondary, entry_controls, exit_controls, pin_based, primary};
@@ -140,13 +141,7 @@ impl Context<'_> {
 
     /// Bits reserved in IA32_PERF_GLOBAL_CTRL, from CPUID leaf 0AH.
     pub(super) fn perf_global_ctrl_reserved(&self) -> u64 {
-        let [eax, _, _, edx] = cpuid::lookup(&self.model.cpuid, 0xa, 0);
-        let (version, general, fixed) = (eax & 0xff, eax >> 8 & 0xff, edx & 0x1f);
-        if version < 2 {
-            return u64::MAX;
-        }
-        let general = (1_u64 << general.min(32)) - 1;
-        !(general | ((1 << fixed) - 1) << 32)
+        pmu::counters(self.model).map_or(u64::MAX, |counters| !counters)
     }
 
     /// Bits reserved in IA32_DEBUGCTL.
