@@ -15,6 +15,7 @@ pub(crate) mod replay;
 pub(crate) mod run;
 pub(crate) mod show;
 pub(crate) mod snapshot;
+mod whereabouts;
 
 use crate::args::{Guest, TraceFormat};
 use crate::backend::Machine;

@@ -1,6 +1,6 @@
 //! `nvmx run`
 
-use super::{boot, load, time, trace};
+use super::{boot, load, time, trace, whereabouts};
 use crate::args::{Cpu, MachineKind, Run};
 use crate::backend::{Machine, Spec};
 use crate::{DIFFERENT, SAME, TROUBLE, backend, output};
@@ -98,6 +98,11 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<u8> {
         )),
         Stop::Unsupported(what) => output::complain(&format!("unsupported: {what}")),
         stop => output::complain(&format!("the guest ended with {stop:?}")),
+    }
+    if status == TROUBLE {
+        whereabouts::lines(machine.vm.as_mut())?
+            .iter()
+            .for_each(|line| output::say(line));
     }
     Ok(status)
 }

@@ -43,6 +43,12 @@ impl Exception {
         error_code: None,
         payload: 0,
     };
+    /// #NM.
+    pub const NO_DEVICE: Self = Self {
+        vector: Self::NM,
+        error_code: None,
+        payload: 0,
+    };
     /// #GP(0).
     pub const GENERAL_PROTECTION: Self = Self {
         vector: Self::GP,

@@ -5,7 +5,7 @@
 
 use super::{Account, Driver, Stop};
 use crate::pc::fw_cfg::{DESCRIPTOR_SIZE, FwCfg};
-use crate::pc::{Config, MOST_MEMORY, Pc, Request};
+use crate::pc::{Config, MOST_MEMORY, Pc, Request, acpi, bios_data};
 use crate::ports;
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
 use nvmx_core::vcpu::{BackendError, Budget, Exit, Result, Vm};
@@ -17,7 +17,7 @@ const COLLECT_EVERY: u32 = 1024;
 impl<W: Write> Driver<W> {
     /// The PC as firmware hands it over; what its serial port sends goes to `serial`.
     ///
-    /// `vm` gets the ACPI tables. Its RAM, its vCPUs and `config` must be of the same size.
+    /// `vm` gets the ACPI tables and what a BIOS leaves in low memory. Its RAM, its vCPUs and `config` must be of the same size.
     pub fn pc(serial: W, config: &Config, vm: &mut dyn Vm) -> Result<Self> {
         if vm.now().is_none() {
             return Err(BackendError::Unsupported(
@@ -40,7 +40,8 @@ impl<W: Write> Driver<W> {
                 MOST_MEMORY >> 20
             )));
         }
-        for (address, bytes) in crate::pc::acpi::tables(config.processors) {
+        let tables = acpi::tables(config.processors);
+        for (address, bytes) in tables.into_iter().chain(bios_data::tables()) {
             vm.write_memory(L1Phys(address), &bytes)?;
         }
         Ok(Self {

@@ -27,6 +27,7 @@
 //! Where nothing is, reads are all ones and writes are dropped, as on a PC's bus.
 
 pub mod acpi;
+pub mod bios_data;
 pub mod fw_cfg;
 pub mod i8042;
 pub mod ioapic;

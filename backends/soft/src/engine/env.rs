@@ -10,7 +10,7 @@ use super::clock::Clock;
 use super::ffi::{self, Field, SegmentCache};
 use super::intercept::Intercepts;
 use super::memory::{PAGE_SIZE, Ram};
-use super::scan::{self, CodeSize, MAX_INSTRUCTION_LENGTH, Special};
+use super::scan::{CodeSize, MAX_INSTRUCTION_LENGTH};
 use super::{Access, StopReason};
 use nvmx_core::x86::control::{cr0, cr4, efer, rflags};
 use nvmx_core::x86::regs::Gpr;
@@ -19,23 +19,30 @@ use std::sync::atomic::AtomicBool;
 use unicorn_engine_sys::uc_engine;
 
 /// Hidden flags (`HF_*`): what a block was translated for.
-mod hidden {
+pub(super) mod hidden {
     pub(super) const CPL: u32 = 3;
     pub(super) const INHIBIT_IRQ: u32 = 1 << 3;
     pub(super) const CS32: u32 = 1 << 4;
     pub(super) const SS32: u32 = 1 << 5;
     pub(super) const ADDSEG: u32 = 1 << 6;
     pub(super) const PE: u32 = 1 << 7;
-    pub(super) const MP_SHIFT: u32 = 9;
-    pub(super) const MP_EM_TS: u32 = 7 << MP_SHIFT;
     pub(super) const LMA: u32 = 1 << 14;
     pub(super) const CS64: u32 = 1 << 15;
     pub(super) const GUEST: u32 = 1 << 21;
     pub(super) const OSFXSR: u32 = 1 << 22;
     pub(super) const SMAP: u32 = 1 << 23;
-    /// Ours, a bit that unicorn leaves alone: CR4.OSFXSR is clear. With OSFXSR clear unicorn would refuse
-    /// BMI2 as well, so that bit is always set, and [`super::scan`] keeps SSE from the translator.
-    pub(super) const NO_SSE: u32 = 1 << 31;
+    // Ours, bits that unicorn leaves alone. By CR0.EM, CR0.TS and CR4.OSFXSR unicorn would refuse BMI2,
+    // CRC32, MOVBE and INVEPT as well: it sees none of the three, and `Env::special` keeps from it what
+    // they really refuse.
+    /// CR0.MP and CR0.TS: WAIT raises #NM.
+    pub(in super::super) const NO_WAIT: u32 = 1 << 28;
+    /// CR0.TS.
+    pub(in super::super) const NO_DEVICE: u32 = 1 << 29;
+    /// CR0.EM.
+    pub(in super::super) const EMULATED: u32 = 1 << 30;
+    /// CR4.OSFXSR is clear.
+    pub(in super::super) const NO_SSE: u32 = 1 << 31;
+    pub(in super::super) const NO_UNITS: u32 = NO_WAIT | NO_DEVICE | EMULATED | NO_SSE;
 }
 
 const ARITHMETIC: u64 = nvmx_core::x86::control::ARITHMETIC_FLAGS;
@@ -313,8 +320,11 @@ impl Env {
             flags |= hidden::PE;
             flags |= if virtual_8086 { 3 } else { ss.flags >> 13 & 3 };
         }
-        flags |= ((control0 as u32) << (hidden::MP_SHIFT - 1)) & hidden::MP_EM_TS;
+        const WAITS: u64 = cr0::MP | cr0::TS;
         for (on, bit) in [
+            (control0 & WAITS == WAITS, hidden::NO_WAIT),
+            (control0 & cr0::TS != 0, hidden::NO_DEVICE),
+            (control0 & cr0::EM != 0, hidden::EMULATED),
             (control4 & cr4::OSFXSR == 0, hidden::NO_SSE),
             (control4 & cr4::SMAP != 0, hidden::SMAP),
             (long, hidden::LMA),
@@ -335,15 +345,6 @@ impl Env {
             }
         }
         self.put(ffi::env::HFLAGS, flags);
-    }
-
-    /// What the instruction at these bytes is, if the translator must not see it in this mode.
-    pub(super) fn special(&self, bytes: &[u8]) -> Option<Special> {
-        let size = self.code_size();
-        scan::classify(bytes, size).or_else(|| {
-            (self.hidden() & hidden::NO_SSE != 0 && scan::needs_sse(bytes, size))
-                .then_some(Special::Undefined)
-        })
     }
 
     // ---- Control registers, EFER, MSRs, debug registers ----

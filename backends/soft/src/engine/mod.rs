@@ -19,6 +19,7 @@ mod memory;
 mod repeat;
 mod scan;
 mod selftest;
+mod special;
 mod state;
 #[cfg(test)]
 mod tests;

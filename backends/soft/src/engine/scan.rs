@@ -7,10 +7,10 @@
 //! no-operation, RDRAND from the host's randomness, LOCK BTS with a register operand as an abort of
 //! the process, VEX.128 as legacy SSE, illegal LOCK forms as legal ones (SDM Vol. 2A "LOCK"), and
 //! SETcc, RCL and RCR of memory computing RFLAGS in place before the access, so that a fault leaves
-//! wrong flags behind and the repeated instruction a wrong result; and BMI2 refused with SSE where
-//! CR4.OSFXSR is clear, so that [`needs_sse`] tells the two apart.
+//! wrong flags behind and the repeated instruction a wrong result; and BMI2, CRC32, MOVBE and INVEPT
+//! refused with SSE where CR0.EM, CR0.TS or CR4.OSFXSR refuse that, so that [`unit`] tells them apart.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Mnemonic, OpKind};
+use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
 
 /// An instruction that the layer above must emulate or refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,8 +42,10 @@ pub enum Special {
     /// `classify`; [`super::Env::run_natively_once`] has it executed.
     AlignmentCheck,
     /// Undefined on this processor: an illegal LOCK prefix, VEX without AVX, VMREAD and VMWRITE with
-    /// an operand-size or repeat prefix, SSE without CR4.OSFXSR.
+    /// an operand-size or repeat prefix, SSE without CR4.OSFXSR, MMX and SSE with CR0.EM.
     Undefined,
+    /// x87, WAIT, MMX or SSE that CR0.TS, CR0.EM or both have raise #NM.
+    NoDevice,
 }
 
 impl Special {
@@ -195,17 +197,48 @@ fn vex(opcode: u8, rest: &mut impl Iterator<Item = u8>, size: CodeSize) -> Optio
     }
 }
 
-/// Whether the instruction is undefined while CR4.OSFXSR is clear: it uses an XMM register or MXCSR
-/// (SDM Vol. 3A "Providing Operating System Support for SSE Instructions").
-pub(super) fn needs_sse(bytes: &[u8], size: CodeSize) -> bool {
+/// Which of the units that CR0 and CR4 can switch off an instruction uses (SDM Vol. 3A "Processing of
+/// x87 Instructions with CR0 and CR4 Controls", "Providing Operating System Support for SSE Instructions").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    /// x87, or its state with FXSAVE and FXRSTOR.
+    X87,
+    /// WAIT, which has a switch of its own.
+    Wait,
+    /// An MMX register, or their end.
+    Mmx,
+    /// An XMM register or MXCSR.
+    Sse,
+}
+
+/// The unit that an instruction uses. What came with SSE and uses no register of it (fences, prefetches,
+/// MOVNTI, CRC32) uses none.
+pub(super) fn unit(bytes: &[u8], size: CodeSize) -> Option<Unit> {
     let instruction = Decoder::new(size.bits(), bytes, DecoderOptions::NONE).decode();
-    matches!(
-        instruction.mnemonic(),
-        Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr
-    ) || (0..instruction.op_count()).any(|operand| {
-        instruction.op_kind(operand) == OpKind::Register
-            && instruction.op_register(operand).is_xmm()
-    })
+    let has = |is: fn(iced_x86::Register) -> bool| {
+        (0..instruction.op_count()).any(|operand| {
+            instruction.op_kind(operand) == OpKind::Register && is(instruction.op_register(operand))
+        })
+    };
+    match instruction.mnemonic() {
+        Mnemonic::Wait => Some(Unit::Wait),
+        Mnemonic::Fxsave | Mnemonic::Fxsave64 | Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => {
+            Some(Unit::X87)
+        }
+        Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr => Some(Unit::Sse),
+        Mnemonic::Emms => Some(Unit::Mmx),
+        _ if has(|register| register.is_xmm()) => Some(Unit::Sse),
+        _ if has(|register| register.is_mm()) => Some(Unit::Mmx),
+        _ => is_x87(&instruction).then_some(Unit::X87),
+    }
+}
+
+fn is_x87(instruction: &Instruction) -> bool {
+    use CpuidFeature::{FPU, FPU287, FPU387};
+    instruction
+        .cpuid_features()
+        .iter()
+        .any(|feature| [FPU, FPU287, FPU387].contains(feature))
 }
 
 /// Unicorn reports RDTSCP (0F 01 F9) as RDTSC (0F 31).
@@ -227,26 +260,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_sse_from_what_needs_no_osfxsr() {
-        let cases: &[(&[u8], bool)] = &[
-            // MOVUPS, PXOR xmm, LDMXCSR, CVTSI2SD.
-            (&[0x0f, 0x10, 0x00], true),
-            (&[0x66, 0x0f, 0xef, 0xc0], true),
-            (&[0x0f, 0xae, 0x10], true),
-            (&[0xf2, 0x0f, 0x2a, 0xc0], true),
-            // PXOR mm, MOVNTI, PREFETCHT0, FXSAVE, LFENCE, SHLX, CRC32, POPCNT.
-            (&[0x0f, 0xef, 0xc0], false),
-            (&[0x0f, 0xc3, 0x00], false),
-            (&[0x0f, 0x18, 0x08], false),
-            (&[0x0f, 0xae, 0x00], false),
-            (&[0x0f, 0xae, 0xe8], false),
-            (&[0xc4, 0x42, 0x69, 0xf7, 0xc0], false),
-            (&[0xf2, 0x0f, 0x38, 0xf0, 0xc0], false),
-            (&[0xf3, 0x0f, 0xb8, 0xc0], false),
-            (&[], false),
+    fn names_the_unit_that_an_instruction_uses() {
+        let cases: &[(&[u8], Option<Unit>)] = &[
+            // MOVUPS, PXOR xmm, LDMXCSR, CVTSI2SD, MOVQ2DQ.
+            (&[0x0f, 0x10, 0x00], Some(Unit::Sse)),
+            (&[0x66, 0x0f, 0xef, 0xc0], Some(Unit::Sse)),
+            (&[0x0f, 0xae, 0x10], Some(Unit::Sse)),
+            (&[0xf2, 0x0f, 0x2a, 0xc0], Some(Unit::Sse)),
+            (&[0xf3, 0x0f, 0xd6, 0xc0], Some(Unit::Sse)),
+            // PXOR mm, EMMS.
+            (&[0x0f, 0xef, 0xc0], Some(Unit::Mmx)),
+            (&[0x0f, 0x77], Some(Unit::Mmx)),
+            // FLD, FNSTSW AX, FNINIT, FCOMI, FISTTP, FXSAVE; WAIT.
+            (&[0xdd, 0x00], Some(Unit::X87)),
+            (&[0xdf, 0xe0], Some(Unit::X87)),
+            (&[0xdb, 0xe3], Some(Unit::X87)),
+            (&[0xdb, 0xf1], Some(Unit::X87)),
+            (&[0xdd, 0x08], Some(Unit::X87)),
+            (&[0x48, 0x0f, 0xae, 0x00], Some(Unit::X87)),
+            (&[0x9b], Some(Unit::Wait)),
+            // MOVNTI, PREFETCHT0, LFENCE, SHLX, CRC32, POPCNT, MOVBE, INVEPT, INVPCID, ADCX.
+            (&[0x0f, 0xc3, 0x00], None),
+            (&[0x0f, 0x18, 0x08], None),
+            (&[0x0f, 0xae, 0xe8], None),
+            (&[0xc4, 0x42, 0x69, 0xf7, 0xc0], None),
+            (&[0xf2, 0x0f, 0x38, 0xf0, 0xc0], None),
+            (&[0xf3, 0x0f, 0xb8, 0xc0], None),
+            (&[0x0f, 0x38, 0xf0, 0x00], None),
+            (&[0x66, 0x0f, 0x38, 0x80, 0x00], None),
+            (&[0x66, 0x0f, 0x38, 0x82, 0x00], None),
+            (&[0x66, 0x0f, 0x38, 0xf6, 0xc0], None),
+            (&[], None),
         ];
         for (bytes, expected) in cases {
-            assert_eq!(needs_sse(bytes, CodeSize::Bits64), *expected, "{bytes:x?}");
+            assert_eq!(unit(bytes, CodeSize::Bits64), *expected, "{bytes:x?}");
         }
     }
 

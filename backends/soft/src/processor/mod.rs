@@ -251,6 +251,7 @@ impl Processor {
                 self.native_exception(vector, error_code)
             }
             Intercept::Special(Special::Undefined) => Err(Exception::UNDEFINED.into()),
+            Intercept::Special(Special::NoDevice) => Err(Exception::NO_DEVICE.into()),
             _ => match decode::decode(bytes, decode::code_bits(&self.cpu), self.cpu.regs.rip) {
                 None => Err(Exception::UNDEFINED.into()),
                 Some(instruction) => {
