@@ -71,6 +71,7 @@ pub struct Msrs {
     /// Variable-range MTRRs 0x200 to 0x20f.
     pub mtrr_variable: [u64; 16],
     pub umwait_control: u64,
+    pub misc_feature_enables: u64,
     pub kvm_wall_clock: u64,
     pub kvm_system_time: u64,
 }
@@ -102,6 +103,7 @@ impl Default for Msrs {
             mtrr_fixed: [0; 11],
             mtrr_variable: [0; 16],
             umwait_control: 0,
+            misc_feature_enables: 0,
             kvm_wall_clock: 0,
             kvm_system_time: 0,
         }

@@ -213,6 +213,11 @@ differences! {
         kvm: "the fields of struct vmcs12 are there, whatever controls are offered"
             in "get_vmcs12_field_offset"
         why: "one table serves every configuration";
+    CpuidFaulting "cpuid-faulting" "Relative Priority of Faults and VM Exits"
+        sdm: "CPUID of L2 outside privilege level 0 is #GP while L1 has CPUID faulting on"
+        kvm: "it exits to L1"
+            in "nested_vmx_l1_wants_exit"
+        why: "the register is L1's alone: the processor that runs L2 has L0's";
     AccessRights "access-rights" "VMWRITE"
         sdm: "VMWRITE of an access-rights field keeps all bits"
         kvm: "reserved bits of access rights are dropped"

@@ -6,6 +6,7 @@ mod common;
 
 use common::bare::put;
 use common::nest::*;
+use nvmx_core::personality::Personality;
 use nvmx_core::vmx::Field;
 use nvmx_core::vmx::controls::{Primary, Secondary};
 use nvmx_core::x86::CpuState;
@@ -199,5 +200,34 @@ fn waiting_ends_at_once_and_clears_the_flags() {
         registers(&mut reserved, &[(1, 2)]);
         reserved.expect(EXCEPTION, L2);
         assert_eq!(reserved.get(Field::VM_EXIT_INTR_INFO), GP);
+    }
+}
+
+/// CPUID faulting comes before the exit; KVM's L2 does not have L1's register.
+#[test]
+fn cpuid_faulting() {
+    for (personality, user_mode, faults) in [
+        (Personality::Sdm, true, true),
+        (Personality::Sdm, false, false),
+        (Personality::Kvm, true, false),
+    ] {
+        let mut nest = Nest::new(&[0x0f, 0xa2]);
+        nest.vm.set_personality(personality);
+        nest.set_state(CpuState {
+            msrs: Some([(msr::MISC_FEATURE_ENABLES, 1)].into()),
+            ..CpuState::default()
+        });
+        nest.set(Field::EXCEPTION_BITMAP, 1 << 13);
+        if user_mode {
+            for (field, value) in [
+                (Field::GUEST_CS_SELECTOR, 0x1b),
+                (Field::GUEST_CS_AR_BYTES, 0xa0fb),
+                (Field::GUEST_SS_SELECTOR, 0x23),
+                (Field::GUEST_SS_AR_BYTES, 0xc0f3),
+            ] {
+                nest.set(field, value);
+            }
+        }
+        nest.expect(if faults { 0 } else { 10 }, L2);
     }
 }

@@ -44,8 +44,6 @@ const CONSTANTS: &[(u32, u32, u64, Write)] = &[
         Write::Fault,
     ),
     (0x11e, 0x11e, 0xbe70_2111, Write::Ignored),
-    // MISC_FEATURES_ENABLES.
-    (0x140, 0x140, 0, Write::ZeroOnly),
     (IA32_MCG_CAP, IA32_MCG_CAP, 32, Write::Fault),
     (IA32_MCG_STATUS, IA32_MCG_STATUS, 0, Write::ZeroOnly),
     // P6 event selects.
@@ -99,7 +97,7 @@ pub(super) fn write(number: u32, value: u64) -> Result<(), MsrFault> {
                 Ok(())
             } else {
                 Err(MsrFault::Unsupported(
-                    "machine check or CPUID faulting, SDM Vol. 3B \"Machine-Check Architecture\"",
+                    "machine check, SDM Vol. 3B \"Machine-Check Architecture\"",
                 ))
             }
         }

@@ -76,6 +76,7 @@ pub fn read(cpu: &Cpu, number: u32) -> Result<MsrRead, MsrFault> {
         IA32_FEATURE_CONTROL => msrs.feature_control,
         IA32_SPEC_CTRL => msrs.spec_ctrl,
         IA32_UMWAIT_CONTROL => msrs.umwait_control,
+        MISC_FEATURE_ENABLES => msrs.misc_feature_enables,
         IA32_SYSENTER_CS => msrs.sysenter_cs,
         IA32_SYSENTER_ESP => msrs.sysenter_esp,
         IA32_SYSENTER_EIP => msrs.sysenter_eip,
@@ -134,6 +135,7 @@ pub fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<MsrEffect, MsrFau
         // A command that has nothing to flush here.
         IA32_PRED_CMD => require(value & !1 == 0)?,
         IA32_UMWAIT_CONTROL => store(&mut cpu.msrs.umwait_control, value, 0xffff_fffd)?,
+        MISC_FEATURE_ENABLES => store(&mut cpu.msrs.misc_feature_enables, value, CPUID_FAULTING)?,
         IA32_SYSENTER_CS => {
             cpu.msrs.sysenter_cs = value & 0xffff_ffff;
             return Ok(MsrEffect::Engine);
@@ -227,6 +229,9 @@ pub fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<MsrEffect, MsrFau
     }
     Ok(MsrEffect::None)
 }
+
+/// Bit 0 of MISC_FEATURE_ENABLES: CPUID is #GP outside privilege level 0 (SDM Vol. 4).
+pub const CPUID_FAULTING: u64 = 1;
 
 /// Stores `value`; a bit outside `allowed` is #GP.
 fn store(register: &mut u64, value: u64, allowed: u64) -> Result<(), MsrFault> {

@@ -71,6 +71,8 @@ fn what_can_be_written_reads_back() {
         (IA32_SPEC_CTRL, 7, true),
         (IA32_SPEC_CTRL, 8, false),
         (IA32_UMWAIT_CONTROL, 2, false),
+        (MISC_FEATURE_ENABLES, 1, true),
+        (MISC_FEATURE_ENABLES, 2, false),
         (IA32_XSS, 1 << 8, true),
         (IA32_XSS, 1 << 11, false),
         (IA32_PERF_GLOBAL_CTRL, 0xf | 7 << 32, true),

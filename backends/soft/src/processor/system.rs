@@ -35,6 +35,11 @@ impl Processor {
 
     /// CPUID.
     pub(super) fn cpuid(&mut self, instruction: &Instruction) -> Outcome {
+        if self.cpu.msrs.misc_feature_enables & msr::CPUID_FAULTING != 0
+            && !(self.in_l2() && self.cpu.model.as_kvm(Difference::CpuidFaulting))
+        {
+            self.require_cpl0()?;
+        }
         if self.in_l2() {
             return Err(self.intercepts.cpuid(instruction.len() as u32).into());
         }
