@@ -59,6 +59,7 @@ pub struct Msrs {
     pub debugctl: u64,
     pub feature_control: u64,
     pub misc_enable: u64,
+    pub smbase: u64,
     pub spec_ctrl: u64,
     pub bndcfgs: u64,
     pub perf_global_ctrl: u64,
@@ -93,6 +94,7 @@ impl Default for Msrs {
             debugctl: 0,
             feature_control: 5,
             misc_enable: 1,
+            smbase: 0x3_0000,
             spec_ctrl: 0,
             bndcfgs: 0,
             perf_global_ctrl: 0,
@@ -195,6 +197,8 @@ pub struct Cpu {
     pub smi_pending: bool,
     /// In SMM.
     pub smm: bool,
+    /// SMM was entered while NMIs were blocked.
+    pub smm_inside_nmi: bool,
     /// A triple fault waits to be turned into an exit or a shutdown.
     pub triple_fault_pending: bool,
     /// Time.

@@ -18,6 +18,7 @@ pub mod paging;
 pub mod personality;
 pub mod pmu;
 pub mod profiles;
+pub mod smm;
 pub mod trace;
 pub mod vcpu;
 pub mod vmx;

@@ -198,6 +198,16 @@ differences! {
         kvm: "it is dropped, and a pending MTF VM exit with it"
             in "vmx_check_nested_events"
         why: "the INIT is taken from the APIC before the state is looked at";
+    SmmSaveMap "smm-save-map" "SMRAM State Save Map"
+        sdm: "the state save area is that of the SDM's table for Intel 64; HLT is noted in it and gone back to"
+        kvm: "it is AMD's, and RSM never goes back to HLT"
+            in "enter_smm_save_state_64, rsm_load_state_64"
+        why: "one map serves both vendors, and firmware for guests knows it";
+    SmiInL2 "smi-in-l2" "Default Treatment of SMI Delivery"
+        sdm: "an SMI leaves VMX operation, with MSRs as they are and a pending MTF VM exit kept, and before debug traps; RSM goes back, and fixes what VMX operation fixes"
+        kvm: "an SMI in L2 goes by L1: host state is loaded without a VM exit, a pending MTF VM exit goes first, CR4.VMXE is in SMRAM; RSM enters L2 from the vmcs12"
+            in "vmx_enter_smm, vmx_leave_smm"
+        why: "the paths of VM exit and entry are there already (a TODO there)";
     ApicReset "apic-reset" "Enabling or Disabling the Local APIC"
         sdm: "a local APIC that IA32_APIC_BASE enables again is in its state after power-up"
         kvm: "its registers are what they were, but for the id"

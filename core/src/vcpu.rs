@@ -438,6 +438,14 @@ pub trait Vcpu {
     /// Queues an event for the guest, as a device would: external interrupt, NMI or exception.
     fn inject(&mut self, event: Event) -> Result<()>;
 
+    /// Signals an SMI, as a chipset does ([`Capability::Smm`]).
+    fn inject_smi(&mut self) -> Result<()> {
+        Err(BackendError::Absent {
+            capability: Capability::Smm,
+            reason: "this backend takes no SMI from user space".into(),
+        })
+    }
+
     /// The INTR output of the caller's PIC, at this vCPU's LINT0 (virtual wire), or at the processor
     /// itself where the local APIC is disabled. It stays as it is set.
     ///

@@ -173,6 +173,14 @@ impl Vcpu for KvmVcpu {
         self.queue_event(event)
     }
 
+    fn inject_smi(&mut self) -> Result<()> {
+        self.refuse_open_read()?;
+        self.settle()?;
+        self.reinstate_nested()?;
+        self.halted = false;
+        self.fd.smi().map_err(crate::error::ioctl("KVM_SMI"))
+    }
+
     fn drain_nested_events(&mut self, events: &mut Vec<NestedEvent>) -> Result<()> {
         self.drain_trace(events)
     }

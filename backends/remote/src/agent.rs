@@ -160,6 +160,10 @@ fn vcpu_answer(call: VcpuCall, vcpu: &mut dyn Vcpu) -> Result<Response> {
             vcpu.complete_read(value)?;
             Response::Done
         }
+        VcpuCall::InjectSmi => {
+            vcpu.inject_smi()?;
+            Response::Done
+        }
         VcpuCall::Inject(event) => {
             vcpu.inject(event)?;
             Response::Done

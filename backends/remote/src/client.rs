@@ -420,6 +420,11 @@ impl Vcpu for RemoteVcpu {
         vcpu_expect!(self, "Inject", VcpuCall::Inject(event), Response::Done => ())
     }
 
+    fn inject_smi(&mut self) -> Result<()> {
+        self.changes();
+        vcpu_expect!(self, "InjectSmi", VcpuCall::InjectSmi, Response::Done => ())
+    }
+
     fn drain_nested_events(&mut self, events: &mut Vec<NestedEvent>) -> Result<()> {
         events.append(&mut self.events);
         self.events_error.take().map_or(Ok(()), Err)

@@ -61,6 +61,7 @@ pub enum VcpuCall {
     Step,
     CompleteRead(u64),
     Inject(Event),
+    InjectSmi,
 }
 
 /// What an agent answers.

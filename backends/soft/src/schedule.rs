@@ -210,11 +210,7 @@ impl SoftVm {
     }
 
     fn hand(&mut self, index: usize, command: u64, is_sender: bool) {
-        let processor = &mut self.processors[index];
-        // What cannot be carried out (SMI) waits for its processor's turn.
-        if processor.receive(command, is_sender).is_some() {
-            processor.cpu.smi_pending = true;
-        }
+        self.processors[index].receive(command, is_sender);
     }
 
     /// A message on the bus. Whether anybody took it.

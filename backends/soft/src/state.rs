@@ -7,6 +7,7 @@ use nvmx_core::cpu::{Activity, Cpu, Interruptibility};
 use nvmx_core::msr::{self as msr_access, MsrEffect, MsrRead};
 use nvmx_core::pmu;
 use nvmx_core::vcpu::{BackendError, Parts, Result};
+use nvmx_core::vmx::exit;
 use nvmx_core::x86::{CpuState, Event, EventKind, Exception, MpState, VcpuEvents, cpuid, msr};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -65,6 +66,11 @@ fn read_msrs(processor: &Processor) -> BTreeMap<u32, u64> {
             msrs.insert(number, cpu.tsc.l1());
             continue;
         }
+        // User space sees it in and out of SMM.
+        if number == msr::IA32_SMBASE {
+            msrs.insert(number, cpu.msrs.smbase);
+            continue;
+        }
         match msr_access::read(cpu, number) {
             Ok(MsrRead::Value(value)) => {
                 msrs.insert(number, value);
@@ -95,6 +101,8 @@ fn events(processor: &Processor) -> VcpuEvents {
         nmi_masked: cpu.interruptibility.contains(Interruptibility::NMI),
         smm: cpu.smm,
         smi_pending: cpu.smi_pending,
+        smm_inside_nmi: cpu.smm_inside_nmi,
+        latched_init: processor.outside.init,
         triple_fault_pending: cpu.triple_fault_pending,
         ..VcpuEvents::default()
     };
@@ -240,7 +248,7 @@ fn write_model(processor: &mut Processor, state: &CpuState) -> Result<()> {
             *slot = *value;
         }
     }
-    if msrs != old.vmx_msrs && processor.cpu.vmx.vmxon.is_some() {
+    if msrs != old.vmx_msrs && processor.cpu.vmx.is_on() {
         return Err(BackendError::Kernel {
             call: "set VMX capability MSRs",
             errno: 16,
@@ -282,6 +290,10 @@ fn write_msrs(processor: &mut Processor, msrs: &BTreeMap<u32, u64>) -> Result<()
                 processor.cpu.msrs.feature_control = value;
                 continue;
             }
+            msr::IA32_SMBASE => {
+                processor.cpu.msrs.smbase = value & 0xffff_ffff;
+                continue;
+            }
             // What a guest may set of it is a subset of what a processor can have.
             msr::IA32_MISC_ENABLE => {
                 processor.cpu.msrs.misc_enable = value;
@@ -309,6 +321,12 @@ fn write_msrs(processor: &mut Processor, msrs: &BTreeMap<u32, u64>) -> Result<()
 }
 
 fn write_events(processor: &mut Processor, events: &VcpuEvents) {
+    // As KVM does (`kvm_vcpu_ioctl_x86_set_vcpu_events`): nested state comes behind.
+    if processor.cpu.smm != events.smm && processor.in_l2() {
+        let left = exit::leave_nested(&mut processor.cpu, &processor.ram);
+        processor.left(&left);
+    }
+    processor.outside.init = events.latched_init;
     let cpu = &mut processor.cpu;
     cpu.nmi_pending = events.nmi_pending;
     cpu.interruptibility
@@ -323,6 +341,7 @@ fn write_events(processor: &mut Processor, events: &VcpuEvents) {
     );
     cpu.smm = events.smm;
     cpu.smi_pending = events.smi_pending;
+    cpu.smm_inside_nmi = events.smm_inside_nmi;
     cpu.triple_fault_pending = events.triple_fault_pending;
     let event = |kind, vector, error_code| Event {
         kind,

@@ -129,10 +129,7 @@ fn capabilities() -> Capabilities {
             (Deterministic, yes("time is the count of instructions")),
             (
                 Smm,
-                Err(
-                    "unsupported: system-management mode, SDM Vol. 3C \"System Management Mode\""
-                        .into(),
-                ),
+                yes("default treatment of SMIs and RSM; no dual-monitor treatment"),
             ),
             (NestedEvents, yes("the model reports each entry and exit")),
         ],
@@ -329,6 +326,12 @@ impl Vcpu for SoftVm {
                 ));
             }
         }
+        self.put();
+        Ok(())
+    }
+
+    fn inject_smi(&mut self) -> Result<()> {
+        self.processor().cpu.smi_pending = true;
         self.put();
         Ok(())
     }

@@ -13,6 +13,7 @@ mod tests;
 use crate::cpu::Cpu;
 use crate::personality::Difference;
 use crate::pmu;
+use crate::vmx::capability::Capability;
 use crate::vmx::entry::l2_tsc;
 use crate::x86::cr_write::is_canonical;
 use crate::x86::msr::*;
@@ -81,6 +82,10 @@ pub fn read(cpu: &Cpu, number: u32) -> Result<MsrRead, MsrFault> {
         IA32_SYSENTER_ESP => msrs.sysenter_esp,
         IA32_SYSENTER_EIP => msrs.sysenter_eip,
         IA32_MISC_ENABLE => msrs.misc_enable,
+        IA32_SMBASE => {
+            require(cpu.smm && Capability::from(&*cpu.model).rdmsr_smbase())?;
+            msrs.smbase
+        }
         IA32_DEBUGCTL => msrs.debugctl,
         IA32_PAT => msrs.pat,
         IA32_PERF_GLOBAL_CTRL => msrs.perf_global_ctrl,

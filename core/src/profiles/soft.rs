@@ -84,11 +84,12 @@ const EPT_VPID: &[(EptVpid, &str)] = &[(
     "no shadow stacks: CET is not executed",
 )];
 
+const NO_DUAL_MONITOR: &str = "SMM has the default treatment alone";
+
 /// Bits of IA32_VMX_MISC without an implementation.
 const MISC: &[(u32, &str, &str)] = &[
     (14, "Intel PT in VMX operation", "no Intel PT"),
-    (15, "RDMSR of IA32_SMBASE in SMM", "SMM is not executed"),
-    (28, "VMXOFF that leaves SMIs blocked", "SMM is not executed"),
+    (28, "VMXOFF that leaves SMIs blocked", NO_DUAL_MONITOR),
 ];
 
 /// Controls that only concern an instruction or a state of their own: nothing without its feature.
@@ -398,7 +399,7 @@ fn restrict_ept_and_misc(msrs: &mut [u64; MSR_COUNT], dropped: &mut Vec<Dropped>
     }
     if *misc >> 32 != 0 {
         *misc &= 0xffff_ffff;
-        drop("MSEG revision", "SMM is not executed");
+        drop("MSEG revision", NO_DUAL_MONITOR);
     }
     // Revision and size of the region: what lies in memory is a vmcs12.
     let basic = &mut msrs[index(msr::IA32_VMX_BASIC)];
@@ -414,10 +415,7 @@ fn restrict_ept_and_misc(msrs: &mut [u64; MSR_COUNT], dropped: &mut Vec<Dropped>
     const DUAL_MONITOR: u64 = 1 << 49;
     if *basic & DUAL_MONITOR != 0 {
         *basic &= !DUAL_MONITOR;
-        drop(
-            "dual-monitor treatment of SMIs and SMM",
-            "SMM is not executed",
-        );
+        drop("dual-monitor treatment of SMIs and SMM", NO_DUAL_MONITOR);
     }
 }
 

@@ -303,6 +303,12 @@ impl<'a> Capability<'a> {
         512 * (((self.misc() >> 25) as u32 & 7) + 1)
     }
 
+    /// RDMSR in SMM reads IA32_SMBASE.
+    #[must_use]
+    pub const fn rdmsr_smbase(self) -> bool {
+        self.misc() >> 15 & 1 != 0
+    }
+
     /// VMXOFF can leave SMIs blocked.
     #[must_use]
     pub const fn vmxoff_can_block_smi(self) -> bool {

@@ -3,6 +3,7 @@
 
 use super::vmcs12::Vmcs12;
 use crate::addr::L1Phys;
+use crate::nested::SmmFlags;
 
 /// VMX operation of one vCPU, as L0 keeps it for L1.
 #[derive(Clone, Default)]
@@ -28,4 +29,12 @@ pub struct VmxState {
     pub l1_nmi_blocked: bool,
     /// In SMM: VMX operation that SMI interrupted (flags as `hdr.vmx.smm.flags`).
     pub smm_flags: u16,
+}
+
+impl VmxState {
+    /// Whether the processor is in VMX operation. In SMM it is not, whatever the SMI interrupted.
+    #[must_use]
+    pub const fn is_on(&self) -> bool {
+        self.vmxon.is_some() && self.smm_flags & SmmFlags::VMXON.bits() == 0
+    }
 }

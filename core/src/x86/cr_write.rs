@@ -295,7 +295,7 @@ fn merge(cpu: &Cpu, mask: Field, old: u64, value: u64) -> u64 {
 
 /// SDM Vol. 3C "Restrictions on VMX Operation": bits of CR0 that VMX operation fixes.
 fn cr0_is_fixed(cpu: &Cpu, value: u64) -> bool {
-    if cpu.vmx.vmxon.is_none() {
+    if !cpu.vmx.is_on() {
         return true;
     }
     let mut fixed0 = vmx_msr(cpu, msr::IA32_VMX_CR0_FIXED0);
@@ -307,12 +307,30 @@ fn cr0_is_fixed(cpu: &Cpu, value: u64) -> bool {
 
 /// The same for CR4.
 fn cr4_is_fixed(cpu: &Cpu, value: u64) -> bool {
-    cpu.vmx.vmxon.is_none()
+    !cpu.vmx.is_on()
         || is_fixed(
             value,
             vmx_msr(cpu, msr::IA32_VMX_CR4_FIXED0),
             vmx_msr(cpu, msr::IA32_VMX_CR4_FIXED1),
         )
+}
+
+/// Whether CR0, CR3, CR4 and EFER are a state that RSM may load (SDM Vol. 3C "Exiting from SMM"); with VMX
+/// operation, that it allows.
+pub(crate) fn is_legal(cpu: &Cpu) -> bool {
+    let sregs = &cpu.sregs;
+    let has = |bits| sregs.cr0 & bits == bits;
+    let paging = has(cr0::PG);
+    let long = paging && sregs.efer & efer::LME != 0;
+    (!paging || has(cr0::PE))
+        && (!has(cr0::NW) || has(cr0::CD))
+        && sregs.cr0 >> 32 == 0
+        && sregs.cr4 & !allowed_cr4(cpu) == 0
+        && (!long || sregs.cr4 & cr4::PAE != 0)
+        && (!long || sregs.cr3 >> width(cpu) == 0)
+        && (long || sregs.cr4 & cr4::PCIDE == 0)
+        && cr0_is_fixed(cpu, sregs.cr0)
+        && cr4_is_fixed(cpu, sregs.cr4)
 }
 
 const fn is_fixed(value: u64, fixed0: u64, fixed1: u64) -> bool {
@@ -323,7 +341,7 @@ fn vmx_msr(cpu: &Cpu, number: u32) -> u64 {
     cpu.model.vmx_msrs[(number - msr::IA32_VMX_BASIC) as usize]
 }
 
-fn is_unrestricted(cpu: &Cpu) -> bool {
+pub(crate) fn is_unrestricted(cpu: &Cpu) -> bool {
     let get = |field| cpu.vmx.vmcs12.get(field) as u32;
     Primary::from_bits_retain(get(Field::CPU_BASED_VM_EXEC_CONTROL))
         .contains(Primary::ACTIVATE_SECONDARY_CONTROLS)

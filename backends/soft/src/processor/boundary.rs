@@ -29,10 +29,8 @@ impl Processor {
         self.enter_virtual_apic();
         while self.event_count < self.event_limit {
             self.apic.poll(self.cpu.tsc.l1());
-            if self.cpu.pmu.alarm() <= self.cpu.tsc.executed()
-                && let Some(exit) = self.counter_overflow()
-            {
-                return Some(exit);
+            if self.cpu.pmu.alarm() <= self.cpu.tsc.executed() {
+                self.counter_overflow();
             }
             match self.next_event() {
                 Next::Run => return None,
@@ -66,9 +64,6 @@ impl Processor {
         };
         if let Some(what) = self.unsupported {
             return unsupported(what);
-        }
-        if self.cpu.smi_pending {
-            return unsupported("SMI, SDM Vol. 3C \"System Management Mode\"");
         }
         if self.pdptes_stale {
             self.pdptes_stale = false;
@@ -123,6 +118,9 @@ impl Processor {
         if let Some(exit) = self.virtual_apic_trap() {
             return self.reflect(exit);
         }
+        if self.smi_comes(false) && self.cpu.pending_exception.is_none() {
+            return self.enter_smm();
+        }
         if let Some(next) = self.startup_events() {
             return next;
         }
@@ -151,6 +149,9 @@ impl Processor {
         }
         if self.in_l2() && entry::preemption_timer_expired(&self.cpu) {
             return self.reflect(VmExit::new(ExitReason::PREEMPTION_TIMER));
+        }
+        if self.smi_comes(true) {
+            return self.enter_smm();
         }
         if let Some(next) = self.nmi() {
             return next;

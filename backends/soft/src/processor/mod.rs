@@ -19,6 +19,7 @@ mod mmio;
 mod mmu;
 mod operands;
 mod outside;
+mod smm;
 mod syscall;
 mod system;
 mod task;
@@ -283,10 +284,7 @@ impl Processor {
             Intercept::Rdtsc | Intercept::Rdtscp => self.rdtsc(instruction),
             Intercept::Rdpmc => self.rdpmc(instruction),
             Intercept::Cpuid => self.cpuid(instruction),
-            Intercept::Rsm if self.cpu.smm => {
-                Err(unsupported("RSM, SDM Vol. 3C \"System Management Mode\""))
-            }
-            Intercept::Rsm => Err(Exception::UNDEFINED.into()),
+            Intercept::Rsm => self.rsm(),
             Intercept::Iret => self.iret(),
             Intercept::SoftwareInterrupt => self.software_interrupt(instruction),
             Intercept::CacheInvalidate => self.cache_invalidate(instruction),

@@ -73,8 +73,8 @@ impl Processor {
         }
     }
 
-    /// SDM Vol. 3C "Other Causes of VM Exits", "Activity State": INIT is blocked in root operation and
-    /// exits in non-root operation; SIPI means something in wait-for-SIPI alone, and is lost elsewhere.
+    /// SDM Vol. 3C "Other Causes of VM Exits", "Activity State": INIT is blocked in root operation and in
+    /// SMM, and exits in non-root operation; SIPI means something in wait-for-SIPI alone, and is lost elsewhere.
     fn init_or_sipi(&mut self) -> Option<Next> {
         let waits = self.cpu.activity == Activity::WaitForSipi;
         if self.outside.init {
@@ -89,7 +89,7 @@ impl Processor {
                 if !held {
                     self.cpu.vmx.mtf_pending = false;
                 }
-            } else if self.cpu.vmx.vmxon.is_none() {
+            } else if !self.cpu.vmx.is_on() && !self.cpu.smm {
                 self.outside.init = false;
                 self.init();
                 return Some(Next::Again);
@@ -143,35 +143,29 @@ impl Processor {
     }
 
     /// An interrupt command reached this processor.
-    pub(crate) fn receive(&mut self, command: u64, is_sender: bool) -> Option<Exit> {
+    pub(crate) fn receive(&mut self, command: u64, is_sender: bool) {
         let received = self.apic.receive(command, is_sender);
-        self.signal(received)
+        self.signal(received);
     }
 
     /// What reached the local APIC goes to the processor.
-    fn signal(&mut self, received: Received) -> Option<Exit> {
+    fn signal(&mut self, received: Received) {
         match received {
             Received::Nothing => {}
             Received::Startup(vector) => self.outside.sipi = Some(vector),
             Received::Init => self.outside.init = true,
             Received::Nmi => self.cpu.nmi_pending = (self.cpu.nmi_pending + 1).min(2),
-            Received::Smi => {
-                return Some(Exit::Unsupported {
-                    what: "SMI, SDM Vol. 3C \"System Management Mode\"".into(),
-                });
-            }
+            Received::Smi => self.cpu.smi_pending = true,
         }
-        None
     }
 
     /// A performance counter is at an overflow that interrupts.
     #[cold]
-    pub(super) fn counter_overflow(&mut self) -> Option<Exit> {
-        if !self.cpu.counter_interrupt() {
-            return None;
+    pub(super) fn counter_overflow(&mut self) {
+        if self.cpu.counter_interrupt() {
+            let received = self.apic.counter_interrupt();
+            self.signal(received);
         }
-        let received = self.apic.counter_interrupt();
-        self.signal(received)
     }
 
     /// Machine time as another processor has left it.

@@ -310,13 +310,17 @@ fn write_shadow_vmcs12(cpu: &Cpu, memory: &dyn GuestMemory) {
 fn update_nmi_blocking(cpu: &mut Cpu, exit: &VmExit, l2_blocks_nmis: bool) {
     let is_nmi = exit.reason == ExitReason::EXCEPTION_OR_NMI
         && exit.interruption.is_some_and(|e| e.kind == EventKind::Nmi);
-    let kept = if cpu.model.as_kvm(Difference::ExitNmiBlocking) {
-        cpu.vmx.l1_nmi_blocked
-    } else {
-        l2_blocks_nmis && !pin_based(&cpu.vmx.vmcs12).contains(PinBased::VIRTUAL_NMIS)
-    };
-    cpu.vmx.l1_nmi_blocked = false;
-    cpu.interruptibility = if is_nmi || kept {
+    if !cpu.model.as_kvm(Difference::ExitNmiBlocking) {
+        cpu.vmx.l1_nmi_blocked =
+            l2_blocks_nmis && !pin_based(&cpu.vmx.vmcs12).contains(PinBased::VIRTUAL_NMIS);
+    }
+    cpu.vmx.l1_nmi_blocked |= is_nmi;
+    restore_nmi_blocking(cpu);
+}
+
+/// L1's blocking by NMI, which was kept apart while L2 ran, is the processor's again.
+pub(crate) fn restore_nmi_blocking(cpu: &mut Cpu) {
+    cpu.interruptibility = if std::mem::take(&mut cpu.vmx.l1_nmi_blocked) {
         Interruptibility::NMI
     } else {
         Interruptibility::empty()

@@ -150,7 +150,7 @@ fn is_recognised(cpu: &Cpu, instruction: Instruction) -> bool {
         Instruction::Vmcall => {
             cpu.vmx.guest_mode
                 || cpu.model.as_kvm(Difference::Vmcall)
-                || cpu.vmx.vmxon.is_some() && mode_allows(cpu)
+                || cpu.vmx.is_on() && mode_allows(cpu)
         }
         Instruction::Vmfunc => {
             cpu.vmx.guest_mode
@@ -159,12 +159,12 @@ fn is_recognised(cpu: &Cpu, instruction: Instruction) -> bool {
         }
         Instruction::Getsec => cpu.sregs.cr4 & cr4::SMXE != 0,
         Instruction::Invept => {
-            invalidation::invept_exists(&cpu.model) && cpu.vmx.vmxon.is_some() && mode_allows(cpu)
+            invalidation::invept_exists(&cpu.model) && cpu.vmx.is_on() && mode_allows(cpu)
         }
         Instruction::Invvpid => {
-            invalidation::invvpid_exists(&cpu.model) && cpu.vmx.vmxon.is_some() && mode_allows(cpu)
+            invalidation::invvpid_exists(&cpu.model) && cpu.vmx.is_on() && mode_allows(cpu)
         }
-        _ => cpu.vmx.vmxon.is_some() && mode_allows(cpu),
+        _ => cpu.vmx.is_on() && mode_allows(cpu),
     }
 }
 

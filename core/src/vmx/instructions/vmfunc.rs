@@ -73,7 +73,7 @@ mod hypercall {
 pub fn vmcall(cpu: &mut Cpu) -> VmxResult {
     if !cpu.model.as_kvm(Difference::Vmcall) {
         // No SMM monitor is configured: IA32_SMM_MONITOR_CTL is not supported.
-        return if cpu.vmx.vmxon.is_none() {
+        return if !cpu.vmx.is_on() {
             VmxResult::Fault(Exception::UNDEFINED)
         } else if cpu.cpl() != 0 {
             VmxResult::Fault(Exception::GENERAL_PROTECTION)

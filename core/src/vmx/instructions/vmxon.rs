@@ -18,7 +18,7 @@ pub(super) fn check(cpu: &Cpu) -> Result<(), VmxResult> {
     if cpu.cpl() != 0 {
         return Err(VmxResult::Fault(Exception::GENERAL_PROTECTION));
     }
-    if cpu.vmx.vmxon.is_some() {
+    if cpu.vmx.is_on() {
         return Err(VmxResult::fail(cpu, InstructionError::VMXON_IN_ROOT));
     }
     // "Restrictions on VMX Operation": bits that are fixed to 0 or 1.
