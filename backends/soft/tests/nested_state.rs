@@ -13,7 +13,7 @@ use nvmx_core::vmx::capability::{Capability, KVM_6_1_ICELAKE};
 use nvmx_core::vmx::controls::{Primary, Secondary};
 use nvmx_core::x86::control::{cr0, cr4, efer};
 use nvmx_core::x86::ownership::Level;
-use nvmx_core::x86::{AccessRights, CpuState, Regs, Segment, Sregs, VcpuEvents, msr};
+use nvmx_core::x86::{AccessRights, CpuState, Regs, Segment, Sregs, msr};
 use nvmx_examples::guests;
 use nvmx_soft::SoftVm;
 
@@ -359,24 +359,6 @@ fn an_l2_with_a_missing_control_does_not_run() {
     let mut events = Vec::<NestedEvent>::new();
     vm.drain_nested_events(&mut events).expect("events");
     assert_eq!(events, []);
-}
-
-/// What the model has no answer to ends the run instead of going wrong.
-#[test]
-fn smi_is_unsupported() {
-    let mut vm = machine();
-    vm.set_state(&CpuState {
-        events: Some(VcpuEvents {
-            smi_pending: true,
-            ..VcpuEvents::default()
-        }),
-        ..CpuState::default()
-    })
-    .expect("taken");
-    match vm.run(Budget::instructions(1)).expect("runs") {
-        Exit::Unsupported { what } => assert!(what.contains("SMI"), "{what}"),
-        other => panic!("{other:?}"),
-    }
 }
 
 /// PAE paging without EPT: the entries are read when L2 first runs (`KVM_REQ_GET_NESTED_STATE_PAGES`).

@@ -83,7 +83,8 @@ fn rows_lie_apart_and_inside() {
 /// 64 Architecture"; AMD's APM Vol. 2, table "AMD64 Architecture SMM State-Save Area".
 #[test]
 fn places_are_the_manuals() {
-    let places: [(Personality, &[(Item, u16, u8)]); 2] = [
+    type Place = (Item, u16, u8);
+    let places: [(Personality, &[Place]); 2] = [
         (
             Personality::Sdm,
             &[
