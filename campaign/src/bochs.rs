@@ -1,7 +1,8 @@
 //! Bare Bochs, whose own VMX serves L1: a third judge that knows neither our code nor Linux.
 //!
-//! Each batch is one boot. The records come back on a disk, in chunks, so that of a batch whose emulator
-//! hangs or dies only the case that did it is lost.
+//! Each batch is one boot. L1 names each case before it enters it, and the records come back on a disk, in chunks. So
+//! if an entry hangs or ends the emulator, it is known which: that one case is lost, and another boot runs those behind
+//! the last chunk.
 
 use crate::case::Case;
 use crate::guest;
@@ -10,24 +11,36 @@ use crate::runner::Trouble;
 use crate::session::Peer;
 use crate::wire::{self, Access, Outcome, Record};
 use nvmx_core::cpu::Model;
+use nvmx_lab::bare::{Bare, BareConfig, Said};
+use nvmx_lab::error::{LabError, Reason};
+use nvmx_machine::{LoadOptions, Stop, load, ports};
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Boots an image by isolinux and mboot.c32; the examples' tests use it, too.
-const SCRIPT: &str = include_str!("../../examples/bochs/run.sh");
 /// Cases between two writes to the disk.
 const CHUNK: u32 = 64;
-/// One boot in about fifty hangs before the guest starts.
+/// Boots that may fail before the guest starts.
 const BOOTS: usize = 3;
-/// What a boot takes, apart from the cases.
+/// How long the guest may be silent while it boots, and then in a case, which takes a millisecond: with busy
+/// neighbours.
 const BOOT_TIME: Duration = Duration::from_secs(20);
-/// What a case takes at most, with busy neighbours.
-const CASE_TIME: Duration = Duration::from_millis(10);
+const CASE_TIME: Duration = Duration::from_secs(5);
+/// How often the two are looked at.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The emulator as a peer.
 pub struct Bochs {
     model: Model,
+}
+
+/// What came of one boot.
+struct Boot {
+    /// The records on the disk, in order, up to the first that is missing.
+    records: Vec<Record>,
+    /// The last case that was begun.
+    begun: Option<usize>,
+    /// How it ended.
+    stop: Stop,
 }
 
 impl Bochs {
@@ -37,84 +50,107 @@ impl Bochs {
         Self { model }
     }
 
-    /// The records that one boot left, in order, up to the first that is missing.
-    fn boot(&self, cases: &[Case], chunk: u32) -> Result<Vec<Record>, Trouble> {
+    fn boot(&self, cases: &[&Case]) -> Result<Boot, Trouble> {
         let vm_exit = guest::build(Vec::new())?.vm_exit;
         let access = Access::Instructions;
-        let image = guest::build(vec![
+        let guest = guest::build(vec![
             (layout::BASES, wire::bases(&self.model, vm_exit, access)),
-            (layout::CONTROL, wire::control(cases.len(), access, chunk)),
+            (layout::CONTROL, wire::control(cases.len(), access, CHUNK)),
             (layout::FIELD_LIST, wire::field_list()),
-            (layout::CASES, cases.iter().flat_map(Case::encode).collect()),
+            (
+                layout::CASES,
+                cases.iter().flat_map(|case| case.encode()).collect(),
+            ),
         ])?;
+        let mut config = BareConfig::default();
+        let options = LoadOptions {
+            memory_size: u64::from(config.megs) << 20,
+            ..LoadOptions::default()
+        };
+        let image = load(&guest.image.to_elf(), options)
+            .map_err(|error| Trouble::Other(error.to_string()))?;
         let folder = tempfile::tempdir().map_err(said("a temporary directory"))?;
-        let path = |name: &str| folder.path().join(name);
-        std::fs::write(path("guest.elf"), image.image.to_elf()).map_err(said("the image"))?;
-        let size = cases.len() * layout::RECORD as usize;
-        make_disk(&path("records.img"), size)?;
-        let limit = BOOT_TIME + CASE_TIME * cases.len() as u32;
-        let output = Command::new("bash")
-            .args(["-c", SCRIPT, "run.sh"])
-            .arg(path("guest.elf"))
-            .arg(limit.as_secs().to_string())
-            .env("NVMX_BOCHS_DISK", path("records.img"))
-            .output()
-            .map_err(said("bash"))?;
-        if output.status.code() == Some(2) {
-            let text = String::from_utf8_lossy(&output.stdout);
-            return Err(Trouble::Absent(
-                text.lines().last().unwrap_or_default().to_owned(),
-            ));
-        }
-        let disk = std::fs::read(path("records.img")).map_err(said("the records"))?;
-        Ok(disk
+        let disk = folder.path().join("records.img");
+        make_disk(&disk, cases.len() * layout::RECORD as usize)?;
+        config.disk = Some(disk.clone());
+        let mut machine = Bare::start(&image, &config).map_err(trouble)?;
+        let mut begun = None;
+        let (mut silence, mut heard) = (BOOT_TIME, Instant::now());
+        let stop = loop {
+            let before = begun;
+            let stop = machine.run(Instant::now() + LOOK, &mut |said| {
+                if let Said::Port { port, value } = said
+                    && port == ports::REPORT
+                {
+                    begun = Some(value as usize);
+                }
+            });
+            if begun != before {
+                (silence, heard) = (CASE_TIME, Instant::now());
+            }
+            if stop != Stop::Budget || heard.elapsed() > silence {
+                break stop;
+            }
+        };
+        drop(machine);
+        let disk = std::fs::read(&disk).map_err(said("the records"))?;
+        let records = disk
             .chunks_exact(layout::RECORD as usize)
             .take(cases.len())
             .map_while(Record::decode)
-            .collect())
+            .collect();
+        Ok(Boot {
+            records,
+            begun,
+            stop,
+        })
     }
 }
 
 impl Peer for Bochs {
     fn run(&mut self, cases: &[Case]) -> Result<Vec<Outcome>, Trouble> {
-        let mut outcomes: Vec<Outcome> = Vec::with_capacity(cases.len());
-        let mut boots = 0;
-        while outcomes.len() < cases.len() {
-            let rest = &cases[outcomes.len()..];
-            // After a boot that was cut short: the chunk that it was in, case by case.
-            let (rest, chunk) = if boots == 0 {
-                (rest, CHUNK)
-            } else {
-                (&rest[..rest.len().min(CHUNK as usize)], 1)
-            };
-            let records = self.boot(rest, chunk)?;
-            let done = records.len();
-            outcomes.extend(
-                records
-                    .into_iter()
-                    .map(|record| Outcome::Record(Box::new(record))),
-            );
-            if done == rest.len() {
-                boots = 0;
-            } else if done == 0 && boots < BOOTS {
-                boots += 1;
-            } else if chunk == 1 {
-                outcomes.push(Outcome::Stopped("Bochs hung or died".into()));
-                boots = 0;
-            } else {
-                boots = 1;
+        let mut outcomes = vec![None; cases.len()];
+        let mut left: Vec<usize> = (0..cases.len()).collect();
+        let mut silent_boots = 0;
+        while !left.is_empty() {
+            let these: Vec<&Case> = left.iter().map(|&index| &cases[index]).collect();
+            let boot = self.boot(&these)?;
+            let done = boot.records.len();
+            for (&index, record) in left.iter().zip(boot.records) {
+                outcomes[index] = Some(Outcome::Record(Box::new(record)));
             }
+            if let Some(fatal) = boot
+                .begun
+                .filter(|&begun| (done..left.len()).contains(&begun))
+            {
+                let why = format!("Bochs: {}", boot.stop);
+                outcomes[left.remove(fatal)] = Some(Outcome::Stopped(why));
+            } else if done == 0 {
+                silent_boots += 1;
+                if silent_boots == BOOTS {
+                    let stop = boot.stop;
+                    return Err(Trouble::Other(format!("bare Bochs does not start: {stop}")));
+                }
+            }
+            left.drain(..done);
         }
-        Ok(outcomes)
+        Ok(outcomes.into_iter().flatten().collect())
+    }
+}
+
+fn trouble(error: LabError) -> Trouble {
+    match error.reason {
+        Reason::NotInstalled(_) => Trouble::Absent(error.to_string()),
+        _ => Trouble::Other(error.to_string()),
     }
 }
 
 /// A disk that Bochs takes: whole cylinders of 16 heads and 63 sectors.
 fn make_disk(path: &Path, size: usize) -> Result<(), Trouble> {
-    let cylinder = 16 * 63 * 512;
+    let cylinder = nvmx_lab::boot_disk::CYLINDER;
     let file = std::fs::File::create(path).map_err(said("the disk"))?;
-    let size = (size / cylinder + 2) * cylinder;
-    file.set_len(size as u64).map_err(said("the disk"))
+    file.set_len((size as u64).next_multiple_of(cylinder) + cylinder)
+        .map_err(said("the disk"))
 }
 
 fn said(what: &'static str) -> impl Fn(std::io::Error) -> Trouble {

@@ -107,7 +107,7 @@ Examples:
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) guest: Guest,
-    /// soft, kvm, remote:HOST:PORT, exec:COMMAND, lab, lab:6.1 or lab:6.12
+    /// soft, kvm, remote:HOST:PORT, exec:COMMAND, lab, lab:6.1, lab:6.12 or bochs (Bochs' own VMX)
     #[arg(long, value_name = "BACKEND", default_value = "soft")]
     pub(crate) backend: Spec,
     /// The processor: a profile (max, skylake-sp, kvm-6.12, ...), or default for the backend's own; what a

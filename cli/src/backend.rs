@@ -1,4 +1,4 @@
-//! Backends by name: `soft`, `kvm`, `remote:ADDRESS`, `exec:COMMAND`, `lab[:KERNEL]`.
+//! Backends by name: `soft`, `kvm`, `remote:ADDRESS`, `exec:COMMAND`, `lab[:KERNEL]`, `bochs`.
 
 use crate::{lab, output};
 use anyhow::Context;
@@ -24,6 +24,8 @@ pub(crate) enum Spec {
     Exec(String),
     /// Real KVM inside an emulated machine; the default kernel if none is named.
     Lab(Option<Kernel>),
+    /// Bochs' own VMX: runs an image, and nobody looks into it.
+    Bochs,
 }
 
 impl FromStr for Spec {
@@ -34,6 +36,7 @@ impl FromStr for Spec {
             None if text == "soft" => Ok(Self::Soft),
             None if text == "kvm" => Ok(Self::Kvm),
             None if text == "lab" => Ok(Self::Lab(None)),
+            None if text == "bochs" => Ok(Self::Bochs),
             Some(("lab", kernel)) => kernel
                 .parse()
                 .map(|kernel| Self::Lab(Some(kernel)))
@@ -44,7 +47,7 @@ impl FromStr for Spec {
             },
             Some(("exec", command)) if !command.trim().is_empty() => Ok(Self::Exec(command.into())),
             _ => Err(
-                "known are soft, kvm, remote:HOST:PORT, exec:COMMAND, lab, lab:6.1 and lab:6.12"
+                "known are soft, kvm, remote:HOST:PORT, exec:COMMAND, lab, lab:6.1, lab:6.12 and bochs"
                     .into(),
             ),
         }
@@ -59,6 +62,7 @@ impl fmt::Display for Spec {
             Self::Remote(address) => write!(f, "remote:{address}"),
             Self::Exec(command) => write!(f, "exec:{command}"),
             Self::Lab(None) => f.write_str("lab"),
+            Self::Bochs => f.write_str("bochs"),
             Self::Lab(Some(kernel)) => write!(f, "lab:{kernel}"),
         }
     }
@@ -135,6 +139,9 @@ fn open_inner(
     }
     match spec {
         Spec::Soft => soft(config, personality),
+        Spec::Bochs => anyhow::bail!(
+            "bare Bochs runs images and is not looked into: it serves `nvmx run` and `nvmx campaign`"
+        ),
         Spec::Kvm => {
             let mut machine = Machine::new(KvmVm::new(config)?);
             machine.kernel = host_kernel();
@@ -219,6 +226,7 @@ mod tests {
             "lab",
             "lab:6.1",
             "lab:6.12",
+            "bochs",
             "remote:host:1",
             "exec:ssh h nvmx agent --stdio",
         ] {

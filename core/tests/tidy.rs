@@ -64,7 +64,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("backends/remote", &["nvmx-core"]),
     ("snapshots", &["nvmx-core", "nvmx-machine"]),
     ("examples", &["nvmx-core", "nvmx-machine"]),
-    ("lab", &["nvmx-remote"]),
+    ("lab", &["nvmx-core", "nvmx-machine", "nvmx-remote"]),
     (
         "cli",
         &[
@@ -79,7 +79,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "nvmx-campaign",
         ],
     ),
-    ("campaign", &["nvmx-core", "nvmx-machine", "nvmx-examples"]),
+    (
+        "campaign",
+        &["nvmx-core", "nvmx-machine", "nvmx-examples", "nvmx-lab"],
+    ),
     (
         "demo",
         &["nvmx-core", "nvmx-machine", "nvmx-soft", "nvmx-snapshots"],

@@ -8,7 +8,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, OnceLock};
@@ -38,12 +38,30 @@ pub struct Machine {
     pub cpu_model: String,
     /// RAM in MiB.
     pub megs: u32,
+    /// The disk on the second ATA channel, if there is one.
+    pub second_disk: Option<PathBuf>,
+    /// Parts of Bochs whose debug messages go to the log, by its names for them.
+    pub debug: &'static [&'static str],
 }
 
 impl Machine {
     /// The text of Bochs' configuration file; all files are named relative to the run directory.
     fn configuration(&self) -> String {
-        let Self { cpu_model, megs } = self;
+        let Self {
+            cpu_model, megs, ..
+        } = self;
+        let second_disk = self.second_disk.as_ref().map_or_else(String::new, |path| {
+            format!(
+                "ata1: enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15\n\
+                 ata1-master: type=disk, path={}, mode=flat\n",
+                path.display()
+            )
+        });
+        let debug: String = self
+            .debug
+            .iter()
+            .map(|part| format!(", {part}=report"))
+            .collect();
         // Sound other than dummy aborts with a buffer overflow. ignore_bad_msrs: KVM probes MSRs that Bochs lacks.
         format!(
             "config_interface: textconfig\n\
@@ -55,15 +73,14 @@ impl Machine {
              clock: sync=none, time0=1700000000\n\
              ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
              ata0-master: type=disk, path={BOOT_DISK}, mode=flat\n\
-             ata1: enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15\n\
-             ata1-master: type=disk, path={MAILBOX}, mode=flat\n\
+             {second_disk}\
              boot: disk\n\
              com1: enabled=1, mode=file, dev={CONSOLE}\n\
              log: {LOG}\n\
              panic: action=fatal\n\
              error: action=report\n\
              info: action=report\n\
-             debug: action=ignore\n\
+             debug: action=ignore{debug}\n\
              sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy\n\
              plugin_ctrl: speaker=0, sb16=0, es1370=0, gameport=0\n"
         )

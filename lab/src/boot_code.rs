@@ -1,4 +1,5 @@
-//! The boot sector: loads the kernel from the disk by port I/O, enters 64-bit mode and jumps to the kernel.
+//! The boot sector: loads memory from the disk by port I/O, then enters 64-bit mode and jumps to a kernel, or
+//! jumps to more code of ours.
 //!
 //! A boot loader from a CD image would decompress the kernel on the emulated CPU, at a cost of two to three seconds a
 //! boot, and one such boot in fifty hung. This sector reads ready-made memory contents instead, at some 70 MB/s.
@@ -41,19 +42,24 @@ pub struct Piece {
     pub sector: u32,
     /// How many sectors.
     pub count: u32,
-    /// Physical address of the first byte, at or above 64 KiB.
+    /// Physical address of the first byte, apart from the sector and its stack: 64 KiB or above for a kernel.
     pub address: u32,
 }
 
 /// Where to go once all pieces are loaded.
 #[derive(Clone, Copy, Debug)]
-pub struct Handover {
-    /// Physical address of the top page table (PML4).
-    pub page_table: u32,
-    /// Physical address of `boot_params`.
-    pub boot_params: u32,
-    /// Physical address of the kernel's 64-bit entry.
-    pub entry: u32,
+pub enum Handover {
+    /// To Linux' 64-bit entry point, with a greeting on COM1.
+    Kernel {
+        /// Physical address of the top page table (PML4).
+        page_table: u32,
+        /// Physical address of `boot_params`.
+        boot_params: u32,
+        /// Physical address of the kernel's 64-bit entry.
+        entry: u32,
+    },
+    /// To 32-bit code at this address, in the sector's own flat segments.
+    Code(u32),
 }
 
 /// Why no boot sector could be made.
@@ -78,12 +84,15 @@ pub fn boot_sector(pieces: &[Piece], handover: Handover) -> Result<[u8; SECTOR],
     if pieces.len() > MAX_PIECES {
         return Err(BootCodeError::TooManyPieces);
     }
-    let mut code = real_mode()?;
-    let protected = protected_mode(ORIGIN + code.len() as u64, handover)?;
-    code.extend(protected);
-    let long = long_mode(ORIGIN + code.len() as u64, handover)?;
-    code.extend(long);
-    code.extend_from_slice(GREETING);
+    let mut code = real_mode(matches!(handover, Handover::Code(_)))?;
+    code.extend(protected_mode(ORIGIN + code.len() as u64, handover)?);
+    if let Handover::Kernel {
+        boot_params, entry, ..
+    } = handover
+    {
+        code.extend(long_mode(ORIGIN + code.len() as u64, boot_params, entry)?);
+        code.extend_from_slice(GREETING);
+    }
     if code.len() > GDT {
         return Err(BootCodeError::TooLong);
     }
@@ -105,19 +114,24 @@ pub fn boot_sector(pieces: &[Piece], handover: Handover) -> Result<[u8; SECTOR],
     ]
     .concat();
     sector[GDT + 32..GDT + 38].copy_from_slice(&pointer);
-    for (slot, piece) in pieces.iter().enumerate() {
-        let words = [piece.sector, piece.count, piece.address];
-        for (word, value) in words.iter().enumerate() {
-            let at = PIECES + 12 * slot + 4 * word;
-            sector[at..at + 4].copy_from_slice(&value.to_le_bytes());
-        }
-    }
+    let list = list(pieces);
+    sector[PIECES..PIECES + list.len()].copy_from_slice(&list);
     sector[510..].copy_from_slice(&[0x55, 0xaa]);
     Ok(sector)
 }
 
+/// The pieces as the code reads them: three words each, and an end of zero sectors.
+pub(crate) fn list(pieces: &[Piece]) -> Vec<u8> {
+    pieces
+        .iter()
+        .flat_map(|piece| [piece.sector, piece.count, piece.address])
+        .chain([0; 3])
+        .flat_map(u32::to_le_bytes)
+        .collect()
+}
+
 /// Far jump to what follows it, which is how a mode's code segment is loaded.
-fn jump_to_next(
+pub(crate) fn jump_to_next(
     a: &mut CodeAssembler,
     at: u64,
     selector: u16,
@@ -133,8 +147,19 @@ fn jump_to_next(
     }
 }
 
-fn real_mode() -> Result<Vec<u8>, IcedError> {
+/// `quiet`: no interrupt of the PIC is left asserted, as the BIOS' timer would be by the time that all is loaded.
+/// Masking alone does not take back one that the processor has been told of.
+fn real_mode(quiet: bool) -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(16)?;
+    if quiet {
+        a.cli()?;
+        a.mov(al, 0xff)?;
+        a.out(0x21, al)?;
+        a.out(0xa1, al)?;
+        a.sti()?;
+        a.nop()?;
+        a.nop()?;
+    }
     a.cli()?;
     a.cld()?;
     a.xor(ax, ax)?;
@@ -154,13 +179,6 @@ fn real_mode() -> Result<Vec<u8>, IcedError> {
 
 fn protected_mode(origin: u64, handover: Handover) -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(32)?;
-    let (mut next_piece, mut next_command, mut next_sector, mut busy, mut loaded) = (
-        a.create_label(),
-        a.create_label(),
-        a.create_label(),
-        a.create_label(),
-        a.create_label(),
-    );
     a.mov(eax, u32::from(BOOT_DS))?;
     for segment in [ds, es, ss, fs, gs] {
         a.mov(segment, ax)?;
@@ -170,8 +188,31 @@ fn protected_mode(origin: u64, handover: Handover) -> Result<Vec<u8>, IcedError>
     a.mov(edx, ATA_CONTROL)?;
     a.mov(al, 2)?;
     a.out(dx, al)?;
-    a.mov(esi, (ORIGIN as usize + PIECES) as u32)?;
+    load(&mut a, (ORIGIN as usize + PIECES) as u32)?;
+    match handover {
+        Handover::Kernel { page_table, .. } => {
+            enable_long_mode(&mut a, page_table)?;
+            let at = origin + a.assemble(origin)?.len() as u64;
+            jump_to_next(&mut a, at, BOOT_CS, true)?;
+        }
+        Handover::Code(address) => {
+            a.mov(eax, address)?;
+            a.jmp(eax)?;
+        }
+    }
+    a.assemble(origin)
+}
 
+/// 32-bit code that loads the pieces of the list at this address. Goes on behind itself.
+pub(crate) fn load(a: &mut CodeAssembler, list: u32) -> Result<(), IcedError> {
+    let [
+        mut next_piece,
+        mut next_command,
+        mut next_sector,
+        mut busy,
+        mut loaded,
+    ] = std::array::from_fn(|_| a.create_label());
+    a.mov(esi, list)?;
     a.set_label(&mut next_piece)?;
     a.lodsd()?;
     a.mov(ebx, eax)?; // sector
@@ -229,7 +270,13 @@ fn protected_mode(origin: u64, handover: Handover) -> Result<Vec<u8>, IcedError>
     a.jmp(next_piece)?;
 
     a.set_label(&mut loaded)?;
-    a.mov(eax, handover.page_table)?;
+    a.zero_bytes()?;
+    Ok(())
+}
+
+/// Paging by these tables, in 32-bit code on its way to 64-bit mode.
+pub(crate) fn enable_long_mode(a: &mut CodeAssembler, page_table: u32) -> Result<(), IcedError> {
+    a.mov(eax, page_table)?;
     a.mov(cr3, eax)?;
     a.mov(eax, cr4)?;
     a.or(eax, 1 << 5)?; // PAE
@@ -240,19 +287,21 @@ fn protected_mode(origin: u64, handover: Handover) -> Result<Vec<u8>, IcedError>
     a.wrmsr()?;
     a.mov(eax, cr0)?;
     a.or(eax, 0x8000_0000u32 as i32)?; // PG
-    a.mov(cr0, eax)?;
-    let at = origin + a.assemble(origin)?.len() as u64;
-    jump_to_next(&mut a, at, BOOT_CS, true)?;
-    a.assemble(origin)
+    a.mov(cr0, eax)
 }
 
-fn long_mode(origin: u64, handover: Handover) -> Result<Vec<u8>, IcedError> {
+fn long_mode(origin: u64, boot_params: u32, entry: u32) -> Result<Vec<u8>, IcedError> {
     // The greeting follows the code; its address is known once the length is.
-    let length = long_mode_at(origin, 0, handover)?.len() as u64;
-    long_mode_at(origin, (origin + length) as u32, handover)
+    let length = long_mode_at(origin, 0, boot_params, entry)?.len() as u64;
+    long_mode_at(origin, (origin + length) as u32, boot_params, entry)
 }
 
-fn long_mode_at(origin: u64, greeting: u32, handover: Handover) -> Result<Vec<u8>, IcedError> {
+fn long_mode_at(
+    origin: u64,
+    greeting: u32,
+    boot_params: u32,
+    entry: u32,
+) -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(64)?;
     let (mut next, mut full, mut sent) = (a.create_label(), a.create_label(), a.create_label());
     a.mov(edx, COM1 + 3)?; // line control: 8 bits, no parity, 1 stop bit
@@ -277,8 +326,8 @@ fn long_mode_at(origin: u64, greeting: u32, handover: Handover) -> Result<Vec<u8
     a.in_(al, dx)?;
     a.test(al, 0x40)?; // all sent
     a.jz(sent)?;
-    a.mov(esi, handover.boot_params)?;
-    a.mov(eax, handover.entry)?;
+    a.mov(esi, boot_params)?;
+    a.mov(eax, entry)?;
     a.jmp(rax)?;
     a.assemble(origin)
 }
@@ -287,7 +336,7 @@ fn long_mode_at(origin: u64, greeting: u32, handover: Handover) -> Result<Vec<u8
 mod tests {
     use super::*;
 
-    const HANDOVER: Handover = Handover {
+    const HANDOVER: Handover = Handover::Kernel {
         page_table: 0x1_2000,
         boot_params: 0x1_0000,
         entry: 0x100_0b53,
@@ -317,5 +366,8 @@ mod tests {
                 .any(|window| window == GREETING)
         );
         assert!(boot_sector(&[piece; MAX_PIECES + 1], HANDOVER).is_err());
+        let other = boot_sector(&[piece], Handover::Code(0x7000)).unwrap();
+        assert_eq!(other[PIECES..PIECES + 24], list(&[piece]));
+        assert_ne!(other[..GDT], sector[..GDT]);
     }
 }

@@ -71,23 +71,36 @@ pub fn write(
         });
         next += count;
     }
-    let handover = Handover {
+    let handover = Handover::Kernel {
         page_table: LOW + PAGE_TABLES as u32,
         boot_params: LOW,
         entry: kernel.entry,
     };
     let sector = boot_sector(&pieces, handover).map_err(io::Error::other)?;
 
+    write_disk(
+        path,
+        &sector,
+        pieces
+            .iter()
+            .zip([low.as_slice(), initramfs, &kernel.bytes]),
+    )
+}
+
+/// Writes a disk of whole cylinders: its boot sector, and each piece where it says.
+pub(crate) fn write_disk<'a>(
+    path: &Path,
+    sector: &[u8; SECTOR],
+    pieces: impl Iterator<Item = (&'a Piece, &'a [u8])>,
+) -> io::Result<()> {
     let disk = File::create(path)?;
-    disk.set_len((u64::from(next) * SECTOR as u64).next_multiple_of(CYLINDER))?;
-    disk.write_all_at(&sector, 0)?;
-    for (piece, bytes) in pieces
-        .iter()
-        .zip([low.as_slice(), initramfs, &kernel.bytes])
-    {
+    disk.write_all_at(sector, 0)?;
+    let mut end = 1;
+    for (piece, bytes) in pieces {
         disk.write_all_at(bytes, u64::from(piece.sector) * SECTOR as u64)?;
+        end = end.max(u64::from(piece.sector + piece.count));
     }
-    Ok(())
+    disk.set_len((end * SECTOR as u64).next_multiple_of(CYLINDER))
 }
 
 fn low_memory(ram: u64, initramfs_size: u32, command_line: &str) -> Vec<u8> {

@@ -18,8 +18,11 @@ const SETUP: &str = include_str!("../setup.sh");
 /// Modules in the order of loading.
 pub const MODULES: [&str; 3] = ["irqbypass", "kvm", "kvm-intel"];
 
-/// Programs and data of Debian packages that a lab cannot do without.
-const NEEDED: [(&str, &str); 6] = [
+/// Programs and data of Debian packages: file and name.
+type Needed = &'static [(&'static str, &'static str)];
+
+/// What runs Bochs.
+pub(crate) const EMULATOR: Needed = &[
     ("/usr/bin/bochs-bin", "bochs (package bochs)"),
     (
         "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so",
@@ -34,8 +37,24 @@ const NEEDED: [(&str, &str); 6] = [
         "Bochs' VGA BIOS (package bochsbios)",
     ),
     ("/usr/bin/setpriv", "setpriv (package util-linux)"),
-    ("/bin/busybox", "a static busybox (package busybox-static)"),
 ];
+
+/// What a guest of ours is made of, apart from its kernel.
+const GUEST: Needed = &[("/bin/busybox", "a static busybox (package busybox-static)")];
+
+/// Whether all of these files are there; `NotInstalled` names the first that is not.
+pub(crate) fn check_programs(lists: &[Needed]) -> Result<(), LabError> {
+    let missing = lists
+        .iter()
+        .flat_map(|list| list.iter())
+        .find(|(file, _)| !Path::new(file).exists());
+    match missing {
+        Some((_, name)) => Err(LabError::preparing(Reason::NotInstalled(
+            (*name).to_owned(),
+        ))),
+        None => Ok(()),
+    }
+}
 
 /// `$NVMX_CACHE`, else `~/.cache/nvmx`: the same rule as in `setup.sh`.
 pub fn default_dir() -> PathBuf {
@@ -57,11 +76,7 @@ impl CachedKernel {
     /// # Errors
     /// `NotInstalled`, naming what is missing: a package's file or the kernel itself.
     pub fn find(cache: &Path, kernel: Kernel) -> Result<Self, LabError> {
-        if let Some((_, name)) = NEEDED.iter().find(|(file, _)| !Path::new(file).exists()) {
-            return Err(LabError::preparing(Reason::NotInstalled(
-                (*name).to_owned(),
-            )));
-        }
+        check_programs(&[EMULATOR, GUEST])?;
         Self::unpacked(cache, kernel)
     }
 

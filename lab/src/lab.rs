@@ -153,6 +153,8 @@ impl Lab {
         let machine = Machine {
             cpu_model: config.cpu_model.clone(),
             megs: config.megs,
+            second_disk: Some(bochs::MAILBOX.into()),
+            debug: &[],
         };
         let bochs =
             Bochs::start(&machine, run_dir.path()).while_doing(|| "starting Bochs".into())?;
@@ -254,8 +256,8 @@ fn check(config: &LabConfig) -> Result<(), LabError> {
     Ok(())
 }
 
-/// A fresh directory; removes those of processes that were killed.
-fn make_run_dir() -> Result<TempDir, LabError> {
+/// A fresh directory for Bochs; removes those of processes that were killed.
+pub(crate) fn make_run_dir() -> Result<TempDir, LabError> {
     let parent = std::env::temp_dir();
     for entry in fs::read_dir(&parent).into_iter().flatten().flatten() {
         let name = entry.file_name();

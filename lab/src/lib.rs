@@ -12,11 +12,13 @@
 //! | [`cache`] | the unpacked kernels, and the script that makes them |
 //! | [`cpio`], [`initramfs`] | the guest's root file system |
 //! | [`vmlinux`], [`boot_code`], [`boot_disk`] | the disk that starts the kernel without a boot loader |
+//! | [`bare`] | a guest image on that emulator alone, whose own VMX then serves L1 |
 //! | [`bochs`], [`console`] | the emulator as a child process, and what the guest prints |
 //! | [`mailbox`], [`stream`], [`guest`] | the byte stream: layout on a shared disk, host's end, guest's end |
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod bare;
 pub mod bochs;
 pub mod boot_code;
 pub mod boot_disk;

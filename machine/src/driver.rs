@@ -151,6 +151,12 @@ impl<W: Write> Driver<W> {
         self.serial.writer()
     }
 
+    /// Where the serial port wrote to, for who needs the devices no more.
+    #[must_use]
+    pub fn into_serial(self) -> W {
+        self.serial.into_writer()
+    }
+
     /// The values written to [`ports::REPORT`], in order.
     #[must_use]
     pub fn reports(&self) -> &[u32] {

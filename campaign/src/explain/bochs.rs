@@ -284,14 +284,19 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "bochs-shutdown",
         against: &[Against::Bochs],
-        reason: "in the shutdown state no pending #DB is delivered and RFLAGS stays (SDM Vol. 3C \"Guest Non-Register State\"); Bochs 2.7 delivers it, and clears IF on the way in",
+        reason: "in the shutdown state no pending #DB is delivered and RFLAGS stays (SDM Vol. 3C \"Guest Non-Register State\"); Bochs 2.7 delivers it, clears IF on the way in, and is active again before the exit of the NMI window",
         holds: |p, d| {
             let debug = p.before.get(Field::GUEST_PENDING_DBG_EXCEPTIONS)
                 & (SINGLE_STEP | ENABLED_BREAKPOINT)
                 != 0;
+            let flags = is(d, Field::GUEST_RFLAGS) && d.left ^ d.right == 0x200;
+            let active = is(d, Field::GUEST_ACTIVITY_STATE) && (d.left, d.right) == (SHUTDOWN, 0);
             p.before.get(Field::GUEST_ACTIVITY_STATE) == SHUTDOWN
-                && p.reason() == 52
-                && (debug || is(d, Field::GUEST_RFLAGS) && d.left ^ d.right == 0x200)
+                && match p.reason() {
+                    52 => debug || flags,
+                    8 => flags || active,
+                    _ => false,
+                }
         },
     },
     Row {

@@ -4,6 +4,7 @@ use crate::args::Backends;
 use crate::backend::{self, Spec};
 use crate::{SAME, output};
 use nvmx_core::vcpu::{Capabilities, VmConfig};
+use nvmx_lab::bare;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -20,7 +21,7 @@ struct Entry {
 pub(crate) fn run(options: &Backends) -> anyhow::Result<u8> {
     let specs = match &options.backend {
         Some(spec) => vec![spec.clone()],
-        None => vec![Spec::Soft, Spec::Kvm],
+        None => vec![Spec::Soft, Spec::Kvm, Spec::Bochs],
     };
     let entries: Vec<_> = specs.iter().map(ask).collect();
     if options.json {
@@ -38,12 +39,19 @@ pub(crate) fn run(options: &Backends) -> anyhow::Result<u8> {
 }
 
 fn ask(spec: &Spec) -> Entry {
-    match backend::open(spec, &VmConfig::default()) {
-        Ok(machine) => Entry {
+    let capabilities = match spec {
+        Spec::Bochs => bare::is_installed()
+            .map(|()| bare::capabilities())
+            .map_err(anyhow::Error::from),
+        _ => backend::open(spec, &VmConfig::default())
+            .map(|machine| machine.vm.capabilities().clone()),
+    };
+    match capabilities {
+        Ok(capabilities) => Entry {
             backend: spec.to_string(),
             available: true,
             error: None,
-            capabilities: Some(machine.vm.capabilities().clone()),
+            capabilities: Some(capabilities),
         },
         Err(error) => Entry {
             backend: spec.to_string(),

@@ -1,9 +1,11 @@
 //! `nvmx run`
 
+mod bochs;
+
 use super::{boot, load, time, trace, whereabouts};
 use crate::args::{Cpu, MachineKind, Run};
 use crate::backend::{Machine, Spec};
-use crate::{DIFFERENT, SAME, TROUBLE, backend, output};
+use crate::{DIFFERENT, SAME, TROUBLE, backend, image, output};
 use anyhow::Context;
 use nvmx_core::profiles::{self, Profile};
 use nvmx_core::trace::TraceHash;
@@ -16,13 +18,64 @@ use std::io::{self, Read, Write};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
+/// What came of a run.
+struct Ran {
+    /// The backend, for people.
+    backend: String,
+    console: Console,
+    stop: Stop,
+    checkpoints: u64,
+    hash: TraceHash,
+    lost_events: u64,
+    reports: Vec<u32>,
+    /// Where each vCPU stands, if it was no proper end.
+    whereabouts: Vec<String>,
+}
+
 pub(crate) fn run(options: &Run) -> anyhow::Result<u8> {
     let limit = time(options.timeout)?;
+    let guest = load(&options.guest)?;
+    let ran = match options.backend {
+        Spec::Bochs => bochs::run(options, &guest, limit)?,
+        _ => on_a_vm(options, &guest, limit)?,
+    };
+    if let Some(error) = ran.console.error() {
+        return Err(error.into());
+    }
+    let status = status(&ran.stop, options.guest.is_example());
+    if options.json {
+        output::print_json(&json!({
+            "image": guest.description,
+            "backend": ran.backend,
+            "stop": format!("{:?}", ran.stop),
+            "status": status,
+            "checkpoints": ran.checkpoints,
+            "nested_events": ran.hash.events(),
+            "trace_hash": ran.hash.to_string(),
+            "lost_nested_events": ran.lost_events,
+            "reports": ran.reports,
+            "serial": String::from_utf8_lossy(ran.console.collected()),
+        }))?;
+    }
+    match &ran.stop {
+        Stop::DebugExit(_) | Stop::PowerOff | Stop::Halted => {}
+        Stop::Budget => output::complain(&format!(
+            "the guest did not end within {} s; raise --timeout",
+            options.timeout
+        )),
+        Stop::Unsupported(what) => output::complain(&format!("unsupported: {what}")),
+        stop => output::complain(&format!("the guest ended with {stop:?}")),
+    }
+    ran.whereabouts.iter().for_each(|line| output::say(line));
+    Ok(status)
+}
+
+/// Runs the image on a backend behind the traits.
+fn on_a_vm(options: &Run, guest: &image::Guest, limit: Duration) -> anyhow::Result<Ran> {
     let config = VmConfig {
         vcpus: options.smp.into(),
         ..backend::config(options.guest.memory_size())
     };
-    let guest = load(&options.guest)?;
     let profile = profile(options);
     let personality = options.personality.or_else(|| {
         let profile = profile.filter(|_| options.backend == Spec::Soft)?;
@@ -32,7 +85,7 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<u8> {
     if let Some(profile) = profile {
         set_processor(&mut machine, profile, options.backend == Spec::Soft)?;
     }
-    boot(&mut machine, &guest)?;
+    boot(&mut machine, guest)?;
     let console = Console::new(options.json);
     let pc = match options.machine {
         Some(kind) => kind == MachineKind::Pc,
@@ -75,36 +128,21 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<u8> {
             break Stop::Budget;
         }
     };
-    let status = status(&stop, options.guest.is_example());
-    if options.json {
-        output::print_json(&json!({
-            "image": guest.description,
-            "backend": machine.vm.capabilities().description,
-            "stop": format!("{stop:?}"),
-            "status": status,
-            "checkpoints": checkpoints,
-            "nested_events": hash.events(),
-            "trace_hash": hash.to_string(),
-            "lost_nested_events": driver.lost_events(),
-            "reports": driver.reports(),
-            "serial": String::from_utf8_lossy(driver.serial().collected()),
-        }))?;
-    }
-    match &stop {
-        Stop::DebugExit(_) | Stop::PowerOff | Stop::Halted => {}
-        Stop::Budget => output::complain(&format!(
-            "the guest did not end within {} s; raise --timeout",
-            options.timeout
-        )),
-        Stop::Unsupported(what) => output::complain(&format!("unsupported: {what}")),
-        stop => output::complain(&format!("the guest ended with {stop:?}")),
-    }
-    if status == TROUBLE {
+    let whereabouts = if status(&stop, options.guest.is_example()) == TROUBLE {
         whereabouts::lines(machine.vm.as_mut())?
-            .iter()
-            .for_each(|line| output::say(line));
-    }
-    Ok(status)
+    } else {
+        Vec::new()
+    };
+    Ok(Ran {
+        backend: machine.vm.capabilities().description.clone(),
+        stop,
+        checkpoints,
+        hash,
+        lost_events: driver.lost_events(),
+        reports: driver.reports().to_vec(),
+        whereabouts,
+        console: driver.into_serial(),
+    })
 }
 
 /// The profile that the processors get; `None`: what the backend has by itself.
