@@ -5,6 +5,7 @@
 //! nobody looks into the memory of a bare emulator.
 
 mod arena;
+mod disk;
 
 use crate::layout::{self, control, flag, patch, record, status};
 use crate::tables;
@@ -17,8 +18,6 @@ use nvmx_machine::ports;
 
 /// The checkpoint at which L1 waits for a batch.
 pub const READY: u32 = 0x00c0_0000;
-/// Second ATA channel, master.
-const ATA: u32 = 0x170;
 
 /// The image, and where VM exits arrive.
 #[derive(Debug, Clone)]
@@ -102,7 +101,7 @@ fn l1(exit: u64) -> Result<(Vec<u8>, u64), BuildError> {
     a.je(done)?;
 
     a.set_label(&mut next)?;
-    say_which(&mut a)?;
+    disk::say_which(&mut a)?;
     pointers(&mut a)?;
     clear(&mut a)?;
     arena::registers(&mut a)?;
@@ -120,7 +119,7 @@ fn l1(exit: u64) -> Result<(Vec<u8>, u64), BuildError> {
     a.inc(dword_ptr(control::INDEX))?;
     a.mov(eax, dword_ptr(r12 + 12))?;
     a.add(dword_ptr(control::CASE), eax)?;
-    to_disk(&mut a)?;
+    disk::write(&mut a)?;
     a.mov(eax, dword_ptr(control::INDEX))?;
     a.cmp(eax, dword_ptr(control::COUNT))?;
     a.jb(next)?;
@@ -167,22 +166,9 @@ fn start(a: &mut CodeAssembler, exit: u64) -> Result<(), BuildError> {
     a.rep().movsq()?;
     arena::copy(a)?;
     // No interrupts from the disk.
-    a.mov(edx, ATA + 0x206)?;
+    a.mov(edx, disk::ATA + 0x206)?;
     a.mov(eax, 2)?;
     a.out(dx, al)?;
-    Ok(())
-}
-
-/// Where nobody looks into memory, names the case that comes now.
-fn say_which(a: &mut CodeAssembler) -> Result<(), BuildError> {
-    let mut done = a.create_label();
-    a.cmp(dword_ptr(control::DISK_CHUNK), 0)?;
-    a.je(done)?;
-    a.mov(eax, dword_ptr(control::INDEX))?;
-    a.mov(edx, u32::from(ports::REPORT))?;
-    a.out(dx, eax)?;
-    a.set_label(&mut done)?;
-    a.zero_bytes()?;
     Ok(())
 }
 
@@ -536,68 +522,6 @@ fn undo_memory(a: &mut CodeAssembler) -> Result<(), BuildError> {
     a.add(rsi, 16)?;
     a.dec(ebx)?;
     a.jmp(each)?;
-    a.set_label(&mut done)?;
-    a.zero_bytes()?;
-    Ok(())
-}
-
-/// Writes the records since the last time to disk, if this case ends a chunk or the batch.
-fn to_disk(a: &mut CodeAssembler) -> Result<(), BuildError> {
-    let [mut write, mut sector, mut wait, mut settle, mut done] =
-        std::array::from_fn(|_| a.create_label());
-    a.mov(ecx, dword_ptr(control::DISK_CHUNK))?;
-    a.test(ecx, ecx)?;
-    a.je(done)?;
-    a.mov(eax, dword_ptr(control::INDEX))?;
-    a.cmp(eax, dword_ptr(control::COUNT))?;
-    a.je(write)?;
-    a.xor(edx, edx)?;
-    a.div(ecx)?;
-    a.test(edx, edx)?;
-    a.jne(done)?;
-    a.set_label(&mut write)?;
-    // EBX: sectors to write; ESI: where from; EDI: the first sector.
-    a.mov(ecx, dword_ptr(control::WRITTEN))?;
-    a.mov(ebx, dword_ptr(control::INDEX))?;
-    a.mov(dword_ptr(control::WRITTEN), ebx)?;
-    a.sub(ebx, ecx)?;
-    a.imul_3(ebx, ebx, layout::RECORD as i32 / 512)?;
-    a.imul_3(esi, ecx, layout::RECORD as i32)?;
-    a.add(esi, layout::RECORDS as i32)?;
-    a.imul_3(edi, ecx, layout::RECORD as i32 / 512)?;
-    a.mov(eax, ebx)?;
-    a.mov(edx, ATA + 2)?;
-    a.out(dx, al)?;
-    a.mov(eax, edi)?;
-    for port in 3..6 {
-        a.mov(edx, ATA + port)?;
-        a.out(dx, al)?;
-        a.shr(eax, 8)?;
-    }
-    a.or(eax, 0xe0)?;
-    a.mov(edx, ATA + 6)?;
-    a.out(dx, al)?;
-    a.mov(edx, ATA + 7)?;
-    a.mov(eax, 0x30)?;
-    a.out(dx, al)?;
-    a.set_label(&mut sector)?;
-    a.mov(edx, ATA + 7)?;
-    a.set_label(&mut wait)?;
-    a.in_(al, dx)?;
-    a.test(al, 0x80)?;
-    a.jne(wait)?;
-    a.test(al, 8)?;
-    a.je(wait)?;
-    a.mov(edx, ATA)?;
-    a.mov(ecx, 256)?;
-    a.rep().outsw()?;
-    a.dec(ebx)?;
-    a.jne(sector)?;
-    a.mov(edx, ATA + 7)?;
-    a.set_label(&mut settle)?;
-    a.in_(al, dx)?;
-    a.test(al, 0x80)?;
-    a.jne(settle)?;
     a.set_label(&mut done)?;
     a.zero_bytes()?;
     Ok(())
