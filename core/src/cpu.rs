@@ -2,6 +2,7 @@
 //! or an instruction of the model reads or changes. The software backend keeps it in step with its
 //! execution engine; the tests need no engine.
 
+use crate::machine_check::MachineChecks;
 pub use crate::personality::Personality;
 use crate::pmu::Pmu;
 use crate::vmx::VmxState;
@@ -199,6 +200,8 @@ pub struct Cpu {
     pub smm: bool,
     /// SMM was entered while NMIs were blocked.
     pub smm_inside_nmi: bool,
+    /// Machine checks.
+    pub machine_checks: MachineChecks,
     /// A triple fault waits to be turned into an exit or a shutdown.
     pub triple_fault_pending: bool,
     /// Time.

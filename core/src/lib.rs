@@ -11,6 +11,7 @@ pub mod addr;
 pub mod apic;
 pub mod cpu;
 pub mod delivery;
+pub mod machine_check;
 pub mod memory;
 pub mod msr;
 pub mod nested;

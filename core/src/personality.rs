@@ -198,6 +198,11 @@ differences! {
         kvm: "it is dropped, and a pending MTF VM exit with it"
             in "vmx_check_nested_events"
         why: "the INIT is taken from the APIC before the state is looked at";
+    McgStatus "mcg-status" "IA32_MCG_STATUS MSR"
+        sdm: "WRMSR of IA32_MCG_STATUS with anything but 0 is #GP"
+        kvm: "it takes any value"
+            in "set_msr_mce"
+        why: "user space restores it by the same path";
     SmmSaveMap "smm-save-map" "SMRAM State Save Map"
         sdm: "the state save area is that of the SDM's table for Intel 64; HLT is noted in it and gone back to"
         kvm: "it is AMD's, and RSM never goes back to HLT"

@@ -1,6 +1,7 @@
 //! The traits that every backend implements, cut where KVM cuts them, and what a run answers.
 
 use crate::addr::L1Phys;
+use crate::machine_check::MachineCheck;
 use crate::nested::NestedState;
 use crate::x86::ownership::Level;
 use crate::x86::{CpuState, Event};
@@ -444,6 +445,15 @@ pub trait Vcpu {
             capability: Capability::Smm,
             reason: "this backend takes no SMI from user space".into(),
         })
+    }
+
+    /// Signals a machine-check error (`KVM_X86_SET_MCE`): recorded in its bank, and #MC or shutdown if it is
+    /// uncorrected. #MC in L2 is an exit or L2's, as the exception bitmap says.
+    fn inject_machine_check(&mut self, error: &MachineCheck) -> Result<()> {
+        let _ = error;
+        Err(BackendError::Unsupported(
+            "machine checks from user space on this backend".into(),
+        ))
     }
 
     /// The INTR output of the caller's PIC, at this vCPU's LINT0 (virtual wire), or at the processor

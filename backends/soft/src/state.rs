@@ -290,6 +290,15 @@ fn write_msrs(processor: &mut Processor, msrs: &BTreeMap<u32, u64>) -> Result<()
                 processor.cpu.msrs.feature_control = value;
                 continue;
             }
+            msr::IA32_MCG_CAP => {
+                // What cannot be had stays as it is, as other MSRs do.
+                let _ = processor.cpu.machine_checks.set_up(value);
+                continue;
+            }
+            msr::IA32_MCG_STATUS => {
+                processor.cpu.machine_checks.set_status(value);
+                continue;
+            }
             msr::IA32_SMBASE => {
                 processor.cpu.msrs.smbase = value & 0xffff_ffff;
                 continue;

@@ -9,6 +9,7 @@ use crate::{model, nested, reset, state};
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
 use nvmx_core::apic::Apic;
 use nvmx_core::cpu::{Activity, Cpu, Personality};
+use nvmx_core::machine_check::{self, MachineCheck, Signalled};
 use nvmx_core::memory::GuestMemory;
 use nvmx_core::nested::NestedState;
 use nvmx_core::vcpu::{
@@ -332,6 +333,21 @@ impl Vcpu for SoftVm {
 
     fn inject_smi(&mut self) -> Result<()> {
         self.processor().cpu.smi_pending = true;
+        self.put();
+        Ok(())
+    }
+
+    fn inject_machine_check(&mut self, error: &MachineCheck) -> Result<()> {
+        let cpu = &mut self.processor().cpu;
+        match machine_check::signal(cpu, error) {
+            Some(Signalled::Nothing) => {}
+            Some(Signalled::Exception(event)) => return self.inject(event),
+            Some(Signalled::Shutdown) => cpu.triple_fault_pending = true,
+            None => {
+                let reason = format!("no bank {}, or a status that is not valid", error.bank);
+                return Err(state::refused("machine check", reason));
+            }
+        }
         self.put();
         Ok(())
     }

@@ -105,6 +105,20 @@ impl Descriptor {
         }
     }
 
+    /// Sets or clears the busy flag of a TSS descriptor in memory.
+    pub(super) fn set_busy<L: LinearMemory + ?Sized>(
+        &self,
+        memory: &mut L,
+        busy: bool,
+    ) -> Result<(), DeliveryFault> {
+        const BUSY: u8 = 2;
+        let byte = (self.high >> 8) as u8;
+        let byte = if busy { byte | BUSY } else { byte & !BUSY };
+        let address = self.address.wrapping_add(5);
+        memory.write(address, &[byte], Privilege::ImplicitSupervisor)?;
+        Ok(())
+    }
+
     /// Sets the accessed bit in memory, as a load does.
     pub(super) fn set_accessed<L: LinearMemory + ?Sized>(
         &self,

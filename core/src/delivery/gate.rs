@@ -154,7 +154,7 @@ pub(super) fn deliver<L: LinearMemory + ?Sized>(
 }
 
 /// INT n, INT3, INTO: the gate's DPL counts, and error codes say "not external".
-const fn is_software(event: &Event) -> bool {
+pub(super) const fn is_software(event: &Event) -> bool {
     matches!(
         event.kind,
         EventKind::SoftwareInterrupt | EventKind::SoftwareException

@@ -11,12 +11,14 @@ mod frame;
 mod gate;
 mod real;
 mod stack;
+mod switch;
 mod task;
 
 #[cfg(test)]
 mod tests;
 
 pub use classes::{Combined, combine};
+pub use switch::{Switch, begin, finish_switch};
 pub use task::{task_of_far_branch, task_of_iret};
 
 use crate::cpu::{Activity, Cpu, Interruptibility};

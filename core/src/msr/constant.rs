@@ -1,11 +1,8 @@
-//! MSRs that hold no state here: they read as a fixed value, and a write is ignored, or checked and
-//! ignored, as KVM's `kvm_get_msr_common` and `kvm_set_msr_common` have it for a guest.
+//! MSRs that hold no state here: they read as a fixed value, and a write is #GP or ignored, as KVM's `kvm_get_msr_common` and `kvm_set_msr_common` have
+//! it for a guest.
 
-use super::{GP, MsrFault, require};
-use crate::x86::msr::{
-    IA32_ARCH_CAPABILITIES, IA32_BIOS_SIGN_ID, IA32_MCG_CAP, IA32_MCG_STATUS,
-    IA32_PERF_CAPABILITIES,
-};
+use super::{GP, MsrFault};
+use crate::x86::msr::{IA32_ARCH_CAPABILITIES, IA32_BIOS_SIGN_ID, IA32_PERF_CAPABILITIES};
 
 /// What a write of a constant MSR does.
 #[derive(Clone, Copy)]
@@ -14,8 +11,6 @@ enum Write {
     Fault,
     /// Nothing.
     Ignored,
-    /// Nothing for zero; what else it would do, the model does not know.
-    ZeroOnly,
 }
 
 /// First and last number, value, write. In order of the numbers.
@@ -44,8 +39,6 @@ const CONSTANTS: &[(u32, u32, u64, Write)] = &[
         Write::Fault,
     ),
     (0x11e, 0x11e, 0xbe70_2111, Write::Ignored),
-    (IA32_MCG_CAP, IA32_MCG_CAP, 32, Write::Fault),
-    (IA32_MCG_STATUS, IA32_MCG_STATUS, 0, Write::ZeroOnly),
     // P6 event selects.
     (0x186, 0x187, 0, Write::Ignored),
     // IA32_PERF_STATUS, IA32_PERF_CTL.
@@ -61,29 +54,14 @@ const CONSTANTS: &[(u32, u32, u64, Write)] = &[
     ),
 ];
 
-/// Machine-check banks: IA32_MC0_CTL and so on, four registers each.
-const BANKS: std::ops::Range<u32> = 0x400..0x400 + 32 * 4;
-
 pub(super) fn read(number: u32) -> Option<u64> {
-    if BANKS.contains(&number) {
-        // The control register enables everything, the others hold no error.
-        return Some(if number & 3 == 0 { u64::MAX } else { 0 });
-    }
     CONSTANTS
         .iter()
         .find(|(first, last, ..)| (*first..=*last).contains(&number))
         .map(|(_, _, value, _)| *value)
 }
 
-pub(super) fn write(number: u32, value: u64) -> Result<(), MsrFault> {
-    if BANKS.contains(&number) {
-        // SDM Vol. 3B "IA32_MCi_CTL MSRs", "IA32_MCi_STATUS MSRS": all ones or zeros; zeros.
-        return match number & 3 {
-            0 if value == u64::MAX || value & !(1 << 10) == 0 => Ok(()),
-            1..=3 if value == 0 => Ok(()),
-            _ => Err(GP),
-        };
-    }
+pub(super) fn write(number: u32) -> Result<(), MsrFault> {
     let (.., effect) = CONSTANTS
         .iter()
         .find(|(first, last, ..)| (*first..=*last).contains(&number))
@@ -91,15 +69,5 @@ pub(super) fn write(number: u32, value: u64) -> Result<(), MsrFault> {
     match effect {
         Write::Fault => Err(GP),
         Write::Ignored => Ok(()),
-        Write::ZeroOnly => {
-            require(value >> 32 == 0)?;
-            if value == 0 {
-                Ok(())
-            } else {
-                Err(MsrFault::Unsupported(
-                    "machine check, SDM Vol. 3B \"Machine-Check Architecture\"",
-                ))
-            }
-        }
     }
 }

@@ -11,6 +11,7 @@ mod system;
 mod tests;
 
 use crate::cpu::Cpu;
+use crate::machine_check;
 use crate::personality::Difference;
 use crate::pmu;
 use crate::vmx::capability::Capability;
@@ -115,7 +116,10 @@ pub fn read(cpu: &Cpu, number: u32) -> Result<MsrRead, MsrFault> {
         IA32_KERNEL_GS_BASE => msrs.kernel_gs_base,
         IA32_TSC_AUX => msrs.tsc_aux,
         IA32_PERF_CAPABILITIES if pmu::counters(&cpu.model).is_some() => pmu::CAPABILITIES,
-        _ => match memory_type::read(cpu, number).or_else(|| pmu::read(cpu, number)) {
+        _ => match memory_type::read(cpu, number)
+            .or_else(|| pmu::read(cpu, number))
+            .or_else(|| cpu.machine_checks.read(number))
+        {
             Some(value) => value,
             None => constant::read(number).ok_or(GP)?,
         },
@@ -228,7 +232,10 @@ pub fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<MsrEffect, MsrFau
             Some(result) => result?,
             None => match pmu::write(cpu, number, value) {
                 Some(result) => result.map_err(refused)?,
-                None => constant::write(number, value)?,
+                None => match machine_check::write(cpu, number, value) {
+                    Some(result) => result?,
+                    None => constant::write(number)?,
+                },
             },
         },
     }

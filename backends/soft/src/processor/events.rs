@@ -2,7 +2,7 @@
 //! (SDM Vol. 3C "Exceptions and Event-Delivery VM Exits", Vol. 3A "Interrupt and Exception Handling").
 
 use super::mmu::DeliveryMemory;
-use super::{Done, Outcome, Processor, Trap, task, unsupported, vmx};
+use super::{Done, Outcome, Processor, Trap, unsupported, vmx};
 use iced_x86::{Code, Instruction};
 use nvmx_core::cpu::{Activity, Cpu, Interruptibility};
 use nvmx_core::delivery::{self, Combined, DeliveryFault};
@@ -122,7 +122,13 @@ impl Processor {
     pub(super) fn deliver(&mut self, first: Event) -> Option<Exit> {
         let mut event = first;
         loop {
-            let fault = match self.try_deliver(&event) {
+            let delivered = match self.try_deliver(&event) {
+                Err(DeliveryFault::TaskSwitch(task)) if !self.in_l2() => {
+                    self.switch_task(&delivery::Switch::for_event(&self.cpu, task, &event))
+                }
+                delivered => delivered,
+            };
+            let fault = match delivered {
                 Ok(()) => {
                     self.cpu.injected = None;
                     self.cpu.vmx.run_pending = false;
@@ -151,13 +157,12 @@ impl Processor {
                     };
                     return Some(exit);
                 }
-                DeliveryFault::TaskSwitch(task) if self.in_l2() => {
+                DeliveryFault::TaskSwitch(task) => {
                     let source = TaskSwitchSource::TaskGate;
                     let exit = self.intercepts.task_switch(task, source, None);
                     self.exit_to_l1(&exit);
                     return None;
                 }
-                DeliveryFault::TaskSwitch(_) => return Some(task::unsupported_gate()),
                 DeliveryFault::Ept(fault) => {
                     self.exit_to_l1(&vmx::ept_exit(&fault, true));
                     return None;
@@ -219,6 +224,7 @@ impl Processor {
         cpu.interruptibility = self.cpu.interruptibility;
         cpu.activity = self.cpu.activity;
         cpu.msrs = self.cpu.msrs;
+        cpu.pending_exception = self.cpu.pending_exception;
         cpu.model.clone_from(&self.cpu.model);
         let result = work(&mut cpu, &mut DeliveryMemory(self));
         if result.is_ok() {
@@ -227,6 +233,7 @@ impl Processor {
             self.cpu.debug = cpu.debug;
             self.cpu.interruptibility = cpu.interruptibility;
             self.cpu.activity = cpu.activity;
+            self.cpu.pending_exception = cpu.pending_exception;
         }
         self.scratch = Some(cpu);
         result

@@ -1,28 +1,23 @@
 //! Far JMP, far CALL and IRET outside 64-bit mode, each of which may be a task switch (SDM Vol. 3A "Task
-//! Switching", Vol. 3C "Treatment of Task Switches"). What is none runs natively; so does, with the
-//! translator's task switch, one of L1.
+//! Switching", Vol. 3C "Treatment of Task Switches"). L2's exits, L1's is made; what is none runs natively.
 
 use super::{Done, Outcome, Processor, Trap};
 use crate::decode;
 use iced_x86::{Instruction, Mnemonic, OpKind};
+use nvmx_core::cpu::Interruptibility;
 use nvmx_core::delivery::{self, DeliveryFault};
 use nvmx_core::paging::WalkFault;
-use nvmx_core::vcpu::Exit;
+use nvmx_core::vmx::entry;
 use nvmx_core::vmx::exit::qualification::TaskSwitchSource;
 use nvmx_core::x86::control::{cr0, efer, rflags};
-
-/// L1's IDT leads to a task gate.
-pub(super) fn unsupported_gate() -> Exit {
-    Exit::Unsupported {
-        what: "task gate, SDM Vol. 3A \"Interrupt Tasks\"".to_owned(),
-    }
-}
 
 fn trap(fault: DeliveryFault) -> Trap {
     match fault {
         DeliveryFault::Exception(exception) => exception.into(),
         DeliveryFault::Ept(fault) => WalkFault::Ept(fault).into(),
-        DeliveryFault::TaskSwitch(_) => Trap::User(unsupported_gate()),
+        DeliveryFault::TaskSwitch(_) => super::unsupported(
+            "a task gate where no event is delivered, SDM Vol. 3A \"Interrupt Tasks\"",
+        ),
         DeliveryFault::Unsupported(what) => super::unsupported(what),
     }
 }
@@ -31,8 +26,11 @@ impl Processor {
     /// Far JMP, far CALL, IRET.
     pub(super) fn far_transfer(&mut self, instruction: &Instruction) -> Outcome {
         let protected = self.cpu.sregs.cr0 & cr0::PE != 0 && self.cpu.regs.rflags & rflags::VM == 0;
-        if self.in_l2() && protected && self.cpu.sregs.efer & efer::LMA == 0 {
-            self.leave_for_task(instruction)?;
+        if protected
+            && self.cpu.sregs.efer & efer::LMA == 0
+            && let Some(done) = self.attempt_task_switch(instruction)?
+        {
+            return Ok(done);
         }
         if self.cpu.cpl() == 3 && self.cpu.regs.rflags & rflags::AC != 0 {
             return self.check_alignment(instruction);
@@ -41,12 +39,13 @@ impl Processor {
         Ok(Done::Jumped)
     }
 
-    /// The VM exit, or the fault before it, if the instruction attempts a task switch.
-    fn leave_for_task(&mut self, instruction: &Instruction) -> Result<(), Trap> {
+    /// The VM exit of L2, the task switch of L1, or the fault before either, if the instruction attempts a
+    /// task switch.
+    fn attempt_task_switch(&mut self, instruction: &Instruction) -> Result<Option<Done>, Trap> {
         let (task, source) = match instruction.mnemonic() {
             Mnemonic::Jmp | Mnemonic::Call => {
                 let Some(selector) = self.far_selector(instruction) else {
-                    return Ok(());
+                    return Ok(None);
                 };
                 let task = self
                     .on_a_copy(|cpu, memory| delivery::task_of_far_branch(cpu, memory, selector))
@@ -64,13 +63,46 @@ impl Processor {
                     .map_err(trap)?;
                 (Some(task), TaskSwitchSource::Iret)
             }
-            _ => return Ok(()),
+            _ => return Ok(None),
         };
         match task {
-            Some(task) => {
+            Some(task) if self.in_l2() => {
                 let length = Some(instruction.len() as u32);
                 Err(self.intercepts.task_switch(task, source, length).into())
             }
+            Some(task) => {
+                let switch = delivery::Switch {
+                    task,
+                    source,
+                    return_rip: self.cpu.next_rip(instruction.len() as u64),
+                    external: false,
+                    error_code: None,
+                };
+                self.cpu.tsc.ticks = self.cpu.tsc.ticks.wrapping_add(1);
+                self.switch_task(&switch).map_err(trap)?;
+                if source == TaskSwitchSource::Iret {
+                    self.cpu.interruptibility.remove(Interruptibility::NMI);
+                    self.effects.controls = true;
+                }
+                Ok(Some(Done::Jumped))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Switches tasks. An error behind the point of no return is the new task's, whose registers are there.
+    pub(super) fn switch_task(&mut self, switch: &delivery::Switch) -> Result<(), DeliveryFault> {
+        self.on_a_copy(|cpu, memory| delivery::begin(cpu, memory, switch))?;
+        self.retire_breakpoints();
+        if !entry::reload_pdptes(&mut self.cpu, &self.ram) {
+            return Err(DeliveryFault::Unsupported(
+                "a task switch to invalid PDPTEs, SDM Vol. 3A \"PAE Paging\"",
+            ));
+        }
+        self.effects.controls = true;
+        self.address_space_changed();
+        match self.on_a_copy(|cpu, memory| delivery::finish_switch(cpu, memory, switch))? {
+            Some(exception) => Err(DeliveryFault::Exception(exception)),
             None => Ok(()),
         }
     }
