@@ -218,6 +218,11 @@ differences! {
         kvm: "its registers are what they were, but for the id"
             in "kvm_lapic_set_base"
         why: "disabling it in software is what guests do";
+    X2ApicReserved "x2apic-reserved" "Reserved Bit Checking"
+        sdm: "a write of a reserved bit of an x2APIC register is #GP, EOI's every bit among them"
+        kvm: "reserved bits in the low half are dropped"
+            in "kvm_lapic_reg_write"
+        why: "the registers are those of xAPIC mode, where reserved bits are ignored";
     Abort "abort" "VMX Aborts"
         sdm: "a VMX abort writes its indicator into the VMCS and shuts down"
         kvm: "no indicator is written; L1 gets a triple fault"

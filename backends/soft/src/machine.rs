@@ -13,7 +13,7 @@ use nvmx_core::memory::GuestMemory;
 use nvmx_core::paging::{self, Access, AccessKind, WalkFault};
 use nvmx_core::vcpu::Exit;
 use nvmx_core::vmx::controls::{Primary, Secondary};
-use nvmx_core::x86::control::rflags;
+use nvmx_core::x86::control::{cr4, rflags};
 use nvmx_core::x86::{Event, Exception};
 
 /// The processor with what one run adds.
@@ -116,6 +116,17 @@ fn intercepts(processor: &Processor) -> Intercepts {
     }
     if processor.outside.together {
         set = set.with(Intercept::Pause);
+    }
+    if processor.cpu.sregs.cr4 & cr4::UMIP != 0 {
+        for intercept in [
+            Intercept::CrRead(0),
+            Intercept::IdtrRead,
+            Intercept::GdtrRead,
+            Intercept::LdtrRead,
+            Intercept::TrRead,
+        ] {
+            set = set.with(intercept);
+        }
     }
     if !processor.cpu.vmx.guest_mode {
         return set;

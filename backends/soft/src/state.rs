@@ -2,7 +2,7 @@
 
 use crate::engine::Env;
 use crate::model;
-use crate::processor::Processor;
+use crate::processor::{MONITOR_ENABLED, Processor};
 use nvmx_core::cpu::{Activity, Cpu, Interruptibility};
 use nvmx_core::msr::{self as msr_access, MsrEffect, MsrRead};
 use nvmx_core::pmu;
@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 /// Bytes of the XSAVE area that KVM gives: the size of `struct kvm_xsave`.
 const XSAVE_SIZE: usize = 4096;
+/// CPUID.1:ECX.MONITOR.
+const CPUID_MONITOR: u32 = 1 << 3;
 /// CPUID.1:ECX.XSAVE.
 const CPUID_XSAVE: u32 = 1 << 26;
 /// `KVM_X86_SHADOW_INT_MOV_SS`, `KVM_X86_SHADOW_INT_STI`.
@@ -48,6 +50,8 @@ pub(crate) fn read(processor: &Processor, env: &Env, parts: Parts) -> CpuState {
     state.xsave = Some(xsave(env));
     state.events = Some(events(processor));
     state.mp_state = Some(match cpu.activity {
+        // Nothing says that a store ends it, and anything may.
+        _ if processor.waits_for_store() => MpState::Runnable,
         Activity::Hlt => MpState::Halted,
         Activity::WaitForSipi => MpState::InitReceived,
         Activity::Active | Activity::Shutdown => MpState::Runnable,
@@ -260,6 +264,11 @@ fn write_model(processor: &mut Processor, state: &CpuState) -> Result<()> {
     let had_counters = pmu::counters(old);
     let mut model = model::model(cpuid, msrs);
     model.personality = personality;
+    if cpuid::lookup(&model.cpuid, 1, 0)[2] & CPUID_MONITOR != 0
+        && cpuid::lookup(&processor.cpu.model.cpuid, 1, 0)[2] & CPUID_MONITOR == 0
+    {
+        processor.cpu.msrs.misc_enable |= MONITOR_ENABLED;
+    }
     if pmu::counters(&model) != had_counters {
         // Another processor, as after RESET.
         let cpu = &mut processor.cpu;

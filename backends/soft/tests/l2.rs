@@ -260,6 +260,21 @@ fn instructions_that_l1_has_not_enabled() {
     }
 }
 
+/// Those of AMD's virtualization are undefined, VMMCALL among them.
+#[test]
+fn instructions_of_another_vendor() {
+    for last in 0xd8..=0xdf {
+        let mut nest = Nest::new(&[&[0x0f, 0x01, last][..], &VMCALL].concat());
+        nest.set(Field::EXCEPTION_BITMAP, 1 << 6);
+        nest.expect(EXCEPTION, L2);
+        assert_eq!(
+            nest.get(Field::VM_EXIT_INTR_INFO),
+            VALID | 0x306,
+            "{last:#x}"
+        );
+    }
+}
+
 /// INS whose operand cannot be stored to faults before anything is read from the port.
 #[test]
 fn ins_to_a_page_that_is_not_there_reads_no_port() {

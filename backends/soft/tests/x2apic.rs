@@ -213,3 +213,45 @@ fn the_task_priority_by_msr_meets_the_threshold() {
     assert_eq!(nest.get(Field::GUEST_RIP), L2 + 18);
     assert_eq!(nest.apic(0x80), 0x4f);
 }
+
+/// Reserved bits of L1's own registers fault on silicon; KVM drops those of the low half (SDM Vol. 3A
+/// "Reserved Bit Checking").
+#[test]
+fn reserved_bits_of_what_is_not_virtual() {
+    use nvmx_core::cpu::Personality;
+    // TPR, EOI, ESR, SVR, ICR, local vector table, counts, SELF IPI: a bit that is reserved.
+    let rows = [
+        (0x808, 8),
+        (0x80b, 0),
+        (0x80f, 10),
+        (0x830, 16),
+        (0x830, 20),
+        (0x832, 8),
+        (0x833, 11),
+        (0x835, 17),
+        (0x837, 8),
+        (0x83e, 2),
+        (0x83e, 4),
+    ];
+    for (number, bit) in rows {
+        for personality in Personality::ALL {
+            let mut nest = msr_nest(true);
+            nest.vm.set_personality(personality);
+            configure(&mut nest, [false; 3]);
+            let entry = run(&mut nest, number, Some(1 << bit));
+            assert_eq!(
+                is_general_protection(&nest, entry),
+                personality == Personality::Sdm,
+                "{number:#x} bit {bit} {personality}"
+            );
+            let entry = run(&mut nest, number, Some(0));
+            assert!(!is_general_protection(&nest, entry), "{number:#x} 0");
+        }
+    }
+    for number in [0x828, 0x83f] {
+        let mut nest = msr_nest(true);
+        configure(&mut nest, [false; 3]);
+        let entry = run(&mut nest, number, Some(0x100));
+        assert!(is_general_protection(&nest, entry), "{number:#x}");
+    }
+}

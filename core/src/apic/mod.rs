@@ -15,6 +15,7 @@ mod timer;
 mod tests;
 
 pub use ipi::{Received, is_lowest_priority, message_command};
+pub use registers::reserved_bits;
 
 use registers::{
     BASE_BSP, BASE_ENABLE, BASE_X2APIC, CURRENT_COUNT, DFR, ICR, ID, LDR, LVT, LVT_LINT0, MASKED,

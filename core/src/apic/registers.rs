@@ -1,6 +1,8 @@
 //! Offsets, masks and bits of the local APIC's registers (SDM Vol. 3A "Local APIC Register Address
 //! Map"); which of them exist in which mode.
 
+use crate::x86::msr::{IA32_TSC_DEADLINE, X2APIC_FIRST};
+
 pub(super) const ID: u16 = 0x20;
 pub(super) const VERSION: u16 = 0x30;
 pub(super) const TPR: u16 = 0x80;
@@ -51,6 +53,29 @@ pub(super) const BASE_BSP: u64 = 1 << 8;
 pub(super) const BASE_X2APIC: u64 = 1 << 10;
 /// IA32_APIC_BASE: global enable.
 pub(super) const BASE_ENABLE: u64 = 1 << 11;
+
+/// Bits of an x2APIC register that a write must leave 0 (SDM Vol. 3A "x2APIC Register Address Space",
+/// "Reserved Bit Checking"), by its MSR; none for a number that is no register to be written.
+#[must_use]
+pub const fn reserved_bits(number: u32) -> u64 {
+    const DESTINATION: u64 = 0xffff_ffff << 32;
+    let offset = (number.wrapping_sub(X2APIC_FIRST) << 4 & 0xffff) as u16;
+    let writable: u64 = match (number, offset) {
+        (IA32_TSC_DEADLINE, _) => u64::MAX,
+        (_, TPR | SELF_IPI) => 0xff,
+        (_, EOI | ESR) => 0,
+        (_, SPURIOUS) => 0x3ff,
+        (_, ICR) => 0xc_cfff | DESTINATION,
+        (_, LVT_TIMER) => 0x7_10ff,
+        (_, LVT_THERMAL | LVT_PERFORMANCE) => 0x1_17ff,
+        (_, LVT_LINT0 | LVT_LINT1) => 0x1_f7ff,
+        (_, LVT_ERROR) => 0x1_10ff,
+        (_, INITIAL_COUNT) => 0xffff_ffff,
+        (_, DIVIDE) => 0xb,
+        _ => u64::MAX,
+    };
+    !writable
+}
 
 /// Whether a register can be read.
 pub(super) const fn is_readable(offset: u16, x2apic: bool) -> bool {

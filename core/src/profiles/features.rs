@@ -37,10 +37,12 @@ pub(super) const RDTSCP: Feature = feature(0x8000_0001, 0, 3, 27);
 /// Features that the software model executes, register by register. A register without a row is no set
 /// of features and is passed on as it is.
 const EXECUTED: &[(u32, u32, usize, u32)] = &[
-    // SSE3, PCLMULQDQ, VMX, SSSE3, CX16, PDCM, PCID, SSE4.1, SSE4.2, x2APIC, MOVBE, POPCNT, TSC-deadline,
+    // SSE3, PCLMULQDQ, MONITOR, VMX, SSSE3, CX16, PDCM, PCID, SSE4.1, SSE4.2, x2APIC, MOVBE, POPCNT, TSC-deadline,
     // AES, XSAVE, RDRAND, hypervisor.
-    (1, 0, 2, 0xc7fa_a223),
+    (1, 0, 2, 0xc7fa_a22b),
     (1, 0, 3, 0x0f8b_fbff),
+    // MWAIT's C0 and C1.
+    (5, 0, 3, 0xff),
     // ARAT.
     (6, 0, 0, 1 << 2),
     (6, 0, 1, 0),
@@ -50,8 +52,8 @@ const EXECUTED: &[(u32, u32, usize, u32)] = &[
     (7, 0, 0, 0),
     // FSGSBASE, TSC_ADJUST, BMI1, SMEP, BMI2, ERMS, INVPCID, RDSEED, ADX, SMAP.
     (7, 0, 1, 0x001c_078b),
-    // WAITPKG, LA57, RDPID.
-    (7, 0, 2, 1 << 5 | 1 << 16 | 1 << 22),
+    // UMIP, WAITPKG, LA57, RDPID.
+    (7, 0, 2, 1 << 2 | 1 << 5 | 1 << 16 | 1 << 22),
     (7, 0, 3, 0),
     (7, 1, 0, 0),
     (7, 1, 1, 0),
@@ -102,7 +104,6 @@ const MITIGATION: &str = "no speculation to be mitigated";
 /// Names, and why a feature is not executed.
 const NAMES: &[(Feature, &str, &str)] = &[
     (feature(1, 0, 2, 2), "DTES64", NO_COUNTERS),
-    (feature(1, 0, 2, 3), "MONITOR", NOT_EXECUTED),
     (feature(1, 0, 2, 4), "DS-CPL", NO_COUNTERS),
     (feature(1, 0, 2, 6), "SMX", NOT_EXECUTED),
     (feature(1, 0, 2, 7), "EIST", NOT_MODELLED),
@@ -151,7 +152,6 @@ const NAMES: &[(Feature, &str, &str)] = &[
     (feature(7, 0, 1, 30), "AVX512BW", VECTOR),
     (feature(7, 0, 1, 31), "AVX512VL", VECTOR),
     (feature(7, 0, 2, 1), "AVX512_VBMI", VECTOR),
-    (feature(7, 0, 2, 2), "UMIP", NOT_MODELLED),
     (feature(7, 0, 2, 3), "PKU", STATE),
     (feature(7, 0, 2, 4), "OSPKE", STATE),
     (feature(7, 0, 2, 6), "AVX512_VBMI2", VECTOR),

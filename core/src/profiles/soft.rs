@@ -37,6 +37,7 @@ const LEAVES: &[u32] = &[
     1,
     2,
     4,
+    5,
     6,
     7,
     0xa,
@@ -56,7 +57,6 @@ const LEAVES: &[u32] = &[
 /// Leaves that are not, and why.
 const HIDDEN_LEAVES: &[(u32, &str)] = &[
     (3, "the processor's serial number is not there"),
-    (5, "MONITOR and MWAIT are not executed"),
     (0xf, "no cache monitoring"),
     (0x10, "no cache allocation"),
     (0x12, "no SGX"),

@@ -160,7 +160,11 @@ impl Processor {
             return next;
         }
         if self.cpu.activity != Activity::Active {
-            return Next::Idle;
+            return if self.wake_by_store() {
+                Next::Again
+            } else {
+                Next::Idle
+            };
         }
         if self.breakpoints_armed()
             && let Some(exception) = self.instruction_breakpoint()

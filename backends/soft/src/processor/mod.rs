@@ -17,6 +17,7 @@ mod flags;
 mod io;
 mod mmio;
 mod mmu;
+mod monitor;
 mod operands;
 mod outside;
 mod smm;
@@ -28,6 +29,7 @@ mod waiting;
 mod xsave;
 
 pub(crate) use mmu::kind;
+pub(crate) use monitor::ENABLED as MONITOR_ENABLED;
 pub(crate) use outside::Outside;
 pub(crate) use xsave::may_be_xsave;
 
@@ -167,6 +169,8 @@ pub(crate) struct Processor {
     pub(crate) until: u64,
     /// What comes from outside.
     pub(crate) outside: Outside,
+    /// The line that MONITOR watches.
+    monitor: monitor::Monitor,
     /// Breakpoints that the accesses of the instruction in progress match.
     data_matches: u64,
     /// Looks at operands; made when a breakpoint first needs it.
@@ -220,6 +224,7 @@ impl Processor {
             event_limit: u64::MAX,
             until: u64::MAX,
             outside: Outside::default(),
+            monitor: monitor::Monitor::default(),
             data_matches: 0,
             information: None,
             fxsave: Box::new([0; 512]),
@@ -248,9 +253,9 @@ impl Processor {
         let mut length = 0;
         let outcome = match intercept {
             Intercept::InterruptWindow => Ok(Done::Jumped),
-            Intercept::Exception(vector) if vector != Exception::UD => self
-                .mov_dr_before_privilege(vector, bytes)
-                .unwrap_or_else(|| self.native_exception(vector, error_code)),
+            Intercept::Exception(vector) if vector != Exception::UD => {
+                self.native_exception(vector, error_code)
+            }
             Intercept::Special(Special::Undefined) => Err(Exception::UNDEFINED.into()),
             Intercept::Special(Special::NoDevice) => Err(Exception::NO_DEVICE.into()),
             _ => match decode::decode(bytes, decode::code_bits(&self.cpu), self.cpu.regs.rip) {

@@ -2,9 +2,10 @@
 //! their kin (SDM Vol. 2, Vol. 3C "Changes to Instruction Behavior in VMX Non-Root Operation").
 
 use super::operands::{gpr_or_rax, is_memory, memory, size};
-use super::{Done, Outcome, Processor, Trap, unsupported};
+use super::{Done, Outcome, Processor, Trap, monitor, unsupported};
 use crate::decode;
 use iced_x86::{Code, Instruction, Mnemonic};
+use nvmx_core::apic;
 use nvmx_core::cpu::{Activity, Interruptibility};
 use nvmx_core::msr::{self, MsrEffect, MsrFault, MsrRead};
 use nvmx_core::personality::Difference;
@@ -18,7 +19,6 @@ use nvmx_core::x86::{Exception, Gpr, cpuid};
 
 /// Bits of CPUID.1:ECX that the model itself looks at.
 mod leaf1_ecx {
-    pub(super) const MONITOR: u32 = 1 << 3;
     pub(super) const XSAVE: u32 = 1 << 26;
     pub(super) const OSXSAVE: u32 = 1 << 27;
     pub(super) const RDRAND: u32 = 1 << 30;
@@ -59,6 +59,9 @@ impl Processor {
             edx &= !APIC;
             if self.apic.is_enabled() {
                 edx |= APIC;
+            }
+            if !self.has_monitor() {
+                ecx &= !monitor::CPUID_MONITOR;
             }
         }
         if leaf == 7 && subleaf == 0 {
@@ -174,6 +177,11 @@ impl Processor {
         match msr::write(&mut self.cpu, number, value) {
             Ok(MsrEffect::None | MsrEffect::Engine | MsrEffect::Tsc) => {}
             Ok(MsrEffect::Apic) => {
+                if !self.cpu.model.as_kvm(Difference::X2ApicReserved)
+                    && value & apic::reserved_bits(number) != 0
+                {
+                    return Err(Exception::GENERAL_PROTECTION.into());
+                }
                 let effect = self
                     .apic
                     .msr_write(number, value, self.cpu.tsc.l1())
@@ -199,6 +207,7 @@ impl Processor {
     pub(super) fn hlt(&mut self, instruction: &Instruction) -> Outcome {
         self.require_cpl0()?;
         self.exit_if(self.intercepts.hlt(instruction.len() as u32))?;
+        self.stop_waiting();
         self.cpu.activity = Activity::Hlt;
         Ok(Done::Retired)
     }
@@ -282,26 +291,8 @@ impl Processor {
         ))
     }
 
-    /// MONITOR, MWAIT: as KVM shows them, no-operations where CPUID has them.
-    pub(super) fn monitor_mwait(&mut self, instruction: &Instruction) -> Outcome {
-        let has = cpuid::lookup(&self.cpu.model.cpuid, 1, 0)[2] & leaf1_ecx::MONITOR != 0;
-        if self.cpu.cpl() > 0 {
-            return Err(Exception::UNDEFINED.into());
-        }
-        let length = instruction.len() as u32;
-        let exit = match instruction.mnemonic() {
-            Mnemonic::Monitor => self.intercepts.monitor(length),
-            _ => self.intercepts.mwait(false, length),
-        };
-        self.exit_if(exit)?;
-        if !has {
-            return Err(Exception::UNDEFINED.into());
-        }
-        Ok(Done::Retired)
-    }
-
-    /// SGDT, SIDT, LGDT, LIDT, SLDT, STR, LLDT, LTR under descriptor-table exiting, which alone makes
-    /// the engine report them.
+    /// SGDT, SIDT, LGDT, LIDT, SLDT, STR, LLDT, LTR under descriptor-table exiting, and those that store
+    /// under CR4.UMIP: nothing else makes the engine report them.
     pub(super) fn descriptor_table(&mut self, instruction: &Instruction) -> Outcome {
         let loads = matches!(
             instruction.mnemonic(),
@@ -353,10 +344,33 @@ impl Processor {
                 .descriptor_table(kind, &operand, size(bytes), length)
         };
         self.exit_if(exit)?;
-        Err(unsupported(format!(
-            "{:?} intercepted without L1 asking, SDM Vol. 3C \"Instructions That Cause VM Exits Conditionally\"",
-            instruction.mnemonic()
-        )))
+        let sregs = &self.cpu.sregs;
+        let (table, selector) = match instruction.mnemonic() {
+            Mnemonic::Sgdt => (Some(sregs.gdtr), 0),
+            Mnemonic::Sidt => (Some(sregs.idtr), 0),
+            Mnemonic::Sldt => (None, sregs.ldtr.selector),
+            Mnemonic::Str => (None, sregs.tr.selector),
+            _ => return Err(loads_without_exit(instruction)),
+        };
+        if !is_memory(instruction, 0) {
+            decode::write_register(&mut self.cpu, instruction.op0_register(), selector.into());
+            return Ok(Done::Retired);
+        }
+        let mut bytes = [0; 10];
+        let length = match table {
+            None => {
+                bytes[..2].copy_from_slice(&selector.to_le_bytes());
+                2
+            }
+            Some(table) => {
+                bytes[..2].copy_from_slice(&table.limit.to_le_bytes());
+                bytes[2..].copy_from_slice(&table.base.to_le_bytes());
+                if bits == 64 { 10 } else { 6 }
+            }
+        };
+        let address = decode::resolve(&self.cpu, instruction, 0, length as u64, true)?;
+        self.write_linear(address.linear, &bytes[..length])?;
+        Ok(Done::Retired)
     }
 
     /// RDRAND, RDSEED: the number is a deterministic function of time, so that runs repeat.
@@ -459,6 +473,15 @@ impl Processor {
         self.effects.flush = true;
         self.rebuild_regime();
     }
+}
+
+/// Only L1's wish to see it makes the engine report an instruction that loads a table.
+#[cold]
+fn loads_without_exit(instruction: &Instruction) -> Trap {
+    unsupported(format!(
+        "{:?} intercepted without L1 asking, SDM Vol. 3C \"Instructions That Cause VM Exits Conditionally\"",
+        instruction.mnemonic()
+    ))
 }
 
 fn msr_trap(fault: MsrFault) -> Trap {

@@ -67,6 +67,7 @@ impl Processor {
         match instruction.mnemonic() {
             Mnemonic::Invpcid => return self.invpcid(instruction),
             Mnemonic::Encls => return self.encls(instruction),
+            Mnemonic::Monitor | Mnemonic::Mwait => return self.monitor_mwait(instruction),
             _ => {}
         }
         if let Some(outcome) = self.extended_state(instruction) {
@@ -239,6 +240,7 @@ impl Processor {
             Intercepts::default()
         };
         self.apic_level_changed();
+        self.stop_waiting();
         self.data_matches = 0;
         self.effects.controls = true;
         self.address_space_changed();
@@ -247,6 +249,7 @@ impl Processor {
     /// Leaves L2: records the exit and loads L1's host state.
     pub(super) fn exit_to_l1(&mut self, exit: &VmExit) {
         self.cpu.vmx.run_pending = false;
+        self.stop_waiting();
         let rip = self.cpu.regs.rip;
         let left = exit::leave(&mut self.cpu, &self.ram, exit);
         self.record_exit_at(exit, rip);

@@ -12,7 +12,6 @@ mod instructions;
 mod io;
 mod msr;
 mod pause;
-pub mod priority;
 
 #[cfg(test)]
 mod tests;
