@@ -21,6 +21,8 @@ pub enum Against {
     Kvm,
     /// Bochs' own VMX.
     Bochs,
+    /// The model itself, with the SDM's personality.
+    Sdm,
 }
 
 /// One class of differences.

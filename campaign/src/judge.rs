@@ -26,6 +26,9 @@ impl fmt::Display for Difference {
     }
 }
 
+/// The name of a difference in how the entries ended.
+pub const OUTCOME: &str = "outcome";
+
 /// Two outcomes of one case.
 #[derive(Clone, Copy)]
 pub struct Pair<'a> {
@@ -46,6 +49,8 @@ pub struct Verdict {
     pub explained: Vec<&'static str>,
     /// What nothing explains.
     pub unexplained: Vec<Difference>,
+    /// Every difference by name, with the explanation that it has.
+    pub all: Vec<(String, Option<&'static str>)>,
     /// What both, or each, came to.
     pub summary: [String; 2],
 }
@@ -72,14 +77,18 @@ pub fn judge(
         ..Verdict::default()
     };
     let (Outcome::Record(left), Outcome::Record(right)) = (left, right) else {
-        match explain::stopped(before, left, right) {
-            Some(id) => verdict.explained.push(id),
-            None if left == right => {}
-            None => verdict.unexplained.push(Difference {
-                what: "outcome".into(),
+        let id = explain::stopped(before, left, right);
+        if let Some(id) = id {
+            verdict.explained.push(id);
+        } else if left != right {
+            verdict.unexplained.push(Difference {
+                what: OUTCOME.into(),
                 left: 0,
                 right: 0,
-            }),
+            });
+        }
+        if left != right {
+            verdict.all.push((OUTCOME.into(), id));
         }
         return verdict;
     };
@@ -90,7 +99,9 @@ pub fn judge(
         right,
     };
     for difference in differences(left, right) {
-        match explain::field(&pair, &difference, against) {
+        let id = explain::field(&pair, &difference, against);
+        verdict.all.push((difference.what.clone(), id));
+        match id {
             Some(id) if verdict.explained.contains(&id) => {}
             Some(id) => verdict.explained.push(id),
             None => verdict.unexplained.push(difference),
@@ -112,7 +123,7 @@ fn differences(left: &Record, right: &Record) -> Vec<Difference> {
     };
     let ended = |record: &Record| u64::from(record.status) << 32 | reason(record);
     if ended(left) != ended(right) {
-        return vec![difference("outcome".into(), ended(left), ended(right))];
+        return vec![difference(OUTCOME.into(), ended(left), ended(right))];
     }
     let fields = Layout::Linux6_1.fields().filter_map(|field| {
         let (a, b) = (left.vmcs12.get(field), right.vmcs12.get(field));

@@ -15,6 +15,7 @@ pub mod generate;
 pub mod guest;
 pub mod judge;
 pub mod layout;
+pub mod majority;
 pub mod random;
 pub mod runner;
 pub mod session;

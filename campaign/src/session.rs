@@ -55,6 +55,8 @@ pub struct Plan {
     pub against: Against,
     /// What a batch may take on the model.
     pub time: Duration,
+    /// Whether the report has the differences of every case.
+    pub every: bool,
 }
 
 /// A case with a difference that nothing explains.
@@ -104,6 +106,9 @@ pub struct Report {
     /// The first of them.
     #[serde(skip)]
     pub findings: Vec<Finding>,
+    /// By number of the case: what differs, with the explanation that it has. See [`Plan::every`].
+    #[serde(skip)]
+    pub every: BTreeMap<u64, Vec<(String, Option<&'static str>)>>,
 }
 
 /// Findings that are kept.
@@ -204,7 +209,11 @@ pub fn run(
             }
             for (((number, case), left), right) in (first..).zip(&cases).zip(&left).zip(&right) {
                 let before = generator.vmcs12(case);
-                let verdict = judge(case, &before, left, right, plan.against);
+                let mut verdict = judge(case, &before, left, right, plan.against);
+                let all = std::mem::take(&mut verdict.all);
+                if plan.every && !all.is_empty() {
+                    report.every.insert(number, all);
+                }
                 report.add(number, case, left, verdict);
             }
             done += size;

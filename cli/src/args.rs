@@ -5,9 +5,7 @@ mod campaign;
 mod rules;
 
 #[cfg(feature = "soft")]
-pub(crate) use campaign::{
-    CampaignArguments, CampaignCommand, CampaignEntry, CampaignReplay, Judge,
-};
+pub(crate) use campaign::{CampaignArguments, CampaignCommand, CampaignEntry, CampaignReplay};
 pub(crate) use rules::{Check, Profiles};
 
 mod guest;

@@ -435,6 +435,23 @@ fn double_and_triple_faults() {
     assert_eq!(nest.get(Field::IDT_VECTORING_INFO_FIELD), 0);
 }
 
+/// SDM Vol. 3C "Architectural State Before a VM Exit".
+#[test]
+fn blocking_by_mov_ss_ends_with_a_delivery_that_exits() {
+    // ud2, whose gate is bad.
+    for (intercepted, expected) in [(6, 2), (13, 0), (8, 0)] {
+        let mut nest = Nest::new(&[0x0f, 0x0b]);
+        for vector in [6, 13] {
+            put(&mut nest.vm, bare::IDT + 16 * vector + 2, &[0, 0]);
+        }
+        nest.set(Field::GUEST_INTERRUPTIBILITY_INFO, 2);
+        nest.set(Field::EXCEPTION_BITMAP, 1 << intercepted);
+        nest.expect(EXCEPTION, L2);
+        let saved = nest.get(Field::GUEST_INTERRUPTIBILITY_INFO);
+        assert_eq!(saved, expected, "vector {intercepted}");
+    }
+}
+
 /// SDM Vol. 3A "Interrupt 14 -- Page-Fault Exception (#PF)": the fault that becomes a #DF has set CR2.
 #[test]
 fn a_double_fault_of_page_faults_leaves_the_second_address() {

@@ -6,11 +6,13 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "kvm-failed-entry-sync",
         against: &[Against::Kvm],
-        reason: "where the processor refuses guest state, KVM saves L2's state as at any exit (nested_vmx_vmexit, sync_vmcs02_to_vmcs12), with the activity state that L0 entered and DR7 with its fixed bit",
+        reason: "where the processor refuses guest state, KVM saves L2's state as at any exit (nested_vmx_vmexit, sync_vmcs02_to_vmcs12), with the activity state that L0 entered, DR7 with its fixed bit, and the IA32_EFER that L2 would have had where the entry loads none",
         holds: |p, d| {
             p.reason() == u64::from(INVALID_GUEST_STATE)
                 && (is(d, Field::GUEST_ACTIVITY_STATE) && d.right == 0
-                    || is(d, Field::GUEST_DR7) && d.right == (d.left & 0xffff_2bff | 0x400))
+                    || is(d, Field::GUEST_DR7) && d.right == (d.left & 0xffff_2bff | 0x400)
+                    || is(d, Field::GUEST_IA32_EFER)
+                        && p.before.get(Field::VM_ENTRY_CONTROLS) >> 15 & 1 == 0)
         },
     },
     Row {
@@ -38,7 +40,7 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "kvm-segments-first",
         against: &[Against::Kvm],
-        reason: "without \"unrestricted guest\" KVM looks at L2's segments before it loads PDPTEs and MSRs, and before its processor sees the TPR threshold (prepare_vmcs02, vmx_guest_state_valid); the model has both orders of the SDM and of the processor below KVM, not this one",
+        reason: "without \"unrestricted guest\" KVM looks at L2's segments before it loads PDPTEs and MSRs, and before its processor sees the TPR threshold or a virtual-APIC page that is no RAM (prepare_vmcs02, vmx_guest_state_valid); the model has both orders of the SDM and of the processor below KVM, not this one",
         holds: |p, d| {
             let unrestricted = p.before.get(Field::SECONDARY_VM_EXEC_CONTROL) >> 7 & 1 != 0;
             let failed = p.reason() == u64::from(INVALID_GUEST_STATE);
@@ -46,7 +48,8 @@ pub(super) static ROWS: &[Row] = &[
             let pdptes = is(d, Field::EXIT_QUALIFICATION) && failed && (d.left, d.right) == (2, 0);
             let threshold = d.left == u64::from(crate::layout::status::FAIL_VALID) << 32
                 && ended_right(d) == Some(INVALID_GUEST_STATE)
-                && p.before.get(Field::TPR_THRESHOLD) != 0;
+                && (p.before.get(Field::TPR_THRESHOLD) != 0
+                    || p.before.get(Field::VIRTUAL_APIC_PAGE_ADDR) >= RAM);
             let msrs = ended(d) == Some((INVALID_MSRS, INVALID_GUEST_STATE));
             (msrs || loaded || pdptes || threshold) && !unrestricted
         },
@@ -74,10 +77,11 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "model-segment-limits",
         against: BOTH,
-        reason: "the model's native code checks no segment limits (README \"What it does not do\"), so that a RIP beyond that of CS does not fault",
+        reason: "the model's native code checks no segment limits (README \"What it does not do\"), so that a RIP beyond that of CS does not fault, nor an operand of what stands in low memory, where L2 has no code",
         holds: |p, _| {
             let get = |field| p.before.get(field);
-            get(Field::GUEST_RIP) > get(Field::GUEST_CS_LIMIT)
+            let first = get(Field::GUEST_CS_BASE).wrapping_add(get(Field::GUEST_RIP));
+            (get(Field::GUEST_RIP) > get(Field::GUEST_CS_LIMIT) || first < crate::layout::REAL)
                 && (get(Field::GUEST_CS_AR_BYTES) & u64::from(AccessRights::LONG.bits()) == 0
                     || get(Field::GUEST_RFLAGS) & VIRTUAL_8086 != 0)
         },

@@ -144,14 +144,16 @@ pub(super) static ROWS: &[Row] = &[
         },
     },
     Row {
-        id: "shadow-at-triple-fault",
+        id: "check-order",
         against: BOTH,
-        reason: "an event whose delivery fails may or may not have ended blocking by MOV SS and STI (SDM Vol. 3A \"Masking Exceptions and Interrupts When Switching Stacks\" knows only the instruction after); on Bochs it has",
+        reason: "the checks of guest state may be made in any order (SDM Vol. 3C \"Checking and Loading Guest State\"); if the link pointer or a PDPTE is bad and something else, too, the qualification is 4, 2 or 0",
         holds: |p, d| {
-            is(d, Field::GUEST_INTERRUPTIBILITY_INFO)
-                && d.left & !d.right & !3 == 0
-                && d.right == d.left & !3
-                && matches!(p.reason(), 0 | 2)
+            is(d, Field::EXIT_QUALIFICATION)
+                && p.reason() == u64::from(INVALID_GUEST_STATE)
+                && p.case.mutations.len() > 1
+                && [d.left, d.right]
+                    .iter()
+                    .all(|q| matches!(*q, 0 | 2 | LINK_POINTER))
         },
     },
 ];

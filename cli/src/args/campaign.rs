@@ -2,41 +2,7 @@
 
 use crate::backend::Spec;
 use clap::{Args, Subcommand};
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
-
-/// An implementation that the model is compared with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Judge {
-    /// A backend.
-    Backend(Spec),
-    /// Bochs' own VMX, without KVM.
-    Bochs,
-}
-
-impl FromStr for Judge {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "bochs" => Ok(Self::Bochs),
-            _ => text
-                .parse()
-                .map(Self::Backend)
-                .map_err(|error| format!("{error}; or bochs")),
-        }
-    }
-}
-
-impl fmt::Display for Judge {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Backend(spec) => write!(f, "{spec}"),
-            Self::Bochs => f.write_str("bochs"),
-        }
-    }
-}
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -66,7 +32,7 @@ Exit status: 0 nothing unexplained differs, 1 something does (the cases are writ
 Examples:
   nvmx campaign entry --count 5000 --seed 7
   nvmx campaign entry --count 100000 --backend lab:6.12 --json
-  nvmx campaign entry --count 20000 --backend bochs")]
+  nvmx campaign entry --count 20000 --backend lab:6.12 --backend bochs")]
 pub(crate) struct CampaignEntry {
     /// Cases
     #[arg(long, value_name = "COUNT", default_value_t = 5000)]
@@ -77,9 +43,10 @@ pub(crate) struct CampaignEntry {
     /// Seed: with a case's number it decides the case
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Whom the model is compared with, one after the other: a backend, or bochs for bare Bochs
+    /// Whom the model is compared with: a backend, or bochs for bare Bochs. Of several, each runs the same
+    /// cases, and the report says for each difference who sides with whom
     #[arg(long, value_name = "BACKEND", default_value = "lab")]
-    pub(crate) backend: Vec<Judge>,
+    pub(crate) backend: Vec<Spec>,
     /// Cases between two looks at the machines
     #[arg(long, value_name = "COUNT", default_value_t = 2048)]
     pub(crate) batch: usize,
@@ -107,7 +74,7 @@ pub(crate) struct CampaignReplay {
     pub(crate) files: Vec<PathBuf>,
     /// Whom the model is compared with, one after the other: a backend, or bochs for bare Bochs
     #[arg(long, value_name = "BACKEND", default_value = "lab")]
-    pub(crate) backend: Vec<Judge>,
+    pub(crate) backend: Vec<Spec>,
     /// Time that a case may take, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     pub(crate) timeout: f64,

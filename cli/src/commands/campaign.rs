@@ -1,7 +1,7 @@
 //! `nvmx campaign`
 
 use super::time;
-use crate::args::{CampaignArguments, CampaignCommand, CampaignEntry, CampaignReplay, Judge};
+use crate::args::{CampaignArguments, CampaignCommand, CampaignEntry, CampaignReplay};
 use crate::backend::{self, Machine, Spec};
 use crate::{DIFFERENT, SAME, output};
 use anyhow::{Context, bail};
@@ -11,13 +11,15 @@ use nvmx_campaign::code;
 use nvmx_campaign::explain::Against;
 use nvmx_campaign::generate::Generator;
 use nvmx_campaign::judge::judge as verdict;
+use nvmx_campaign::majority::{self, Division, Judge, Side};
 use nvmx_campaign::runner::{Make, Runner, Trouble, image, model_of};
 use nvmx_campaign::session::{self, Cases, Finding, Peer, Plan, Report};
-use nvmx_campaign::wire::{Access, Outcome};
+use nvmx_campaign::wire::Access;
 use nvmx_core::cpu::Model;
 use nvmx_core::personality::Personality;
 use nvmx_core::profiles;
 use nvmx_core::vcpu::{Parts, Vm, VmConfig};
+use nvmx_core::vmx::Vmcs12;
 use nvmx_core::x86::{CpuState, msr};
 use nvmx_soft::SoftVm;
 use serde_json::json;
@@ -60,22 +62,9 @@ struct Sides {
 }
 
 impl Sides {
-    fn open(judge: &Judge, limit: Duration) -> anyhow::Result<Self> {
-        match judge {
-            Judge::Backend(spec) => {
-                let mut machine = backend::open(spec, &config())?;
-                let state = machine.vm.vcpu(0).state(Parts::All)?;
-                let processor = model_of(machine.vm.as_mut())?;
-                let peer = Runner::new(series(machine, spec), Access::Raw, limit)?;
-                Ok(Self {
-                    peer: Box::new(peer),
-                    processor,
-                    state,
-                    access: Access::Raw,
-                    against: Against::Kvm,
-                })
-            }
-            Judge::Bochs => {
+    fn open(spec: &Spec, limit: Duration) -> anyhow::Result<Self> {
+        match spec {
+            Spec::Bochs => {
                 let profile = profiles::find(BOCHS_PROFILE).context(BOCHS_PROFILE)?;
                 let processor = profile.model();
                 let numbers = msr::IA32_VMX_BASIC..=msr::IA32_VMX_EXIT_CTLS2;
@@ -92,6 +81,19 @@ impl Sides {
                     against: Against::Bochs,
                 })
             }
+            _ => {
+                let mut machine = backend::open(spec, &config())?;
+                let state = machine.vm.vcpu(0).state(Parts::All)?;
+                let processor = model_of(machine.vm.as_mut())?;
+                let peer = Runner::new(series(machine, spec), Access::Raw, limit)?;
+                Ok(Self {
+                    peer: Box::new(peer),
+                    processor,
+                    state,
+                    access: Access::Raw,
+                    against: Against::Kvm,
+                })
+            }
         }
     }
 
@@ -100,10 +102,23 @@ impl Sides {
         let mut vm = SoftVm::new(&config())?;
         Vm::vcpu(&mut vm, 0).set_state(state)?;
         vm.set_personality(match against {
-            Against::Kvm => Personality::Kvm,
+            Against::Kvm | Against::Sdm => Personality::Kvm,
             Against::Bochs => Personality::Sdm,
         });
         Ok(Box::new(vm))
+    }
+
+    /// The model with the SDM's personality on the same processor, as the other one.
+    fn personalities(&self, limit: Duration) -> Result<Self, Trouble> {
+        let state = self.state.clone();
+        let make = Box::new(move |_| Self::model(&state, Against::Bochs));
+        Ok(Self {
+            peer: Box::new(Runner::new(make, self.access, limit)?),
+            processor: self.processor.clone(),
+            state: self.state.clone(),
+            access: self.access,
+            against: Against::Sdm,
+        })
     }
 
     fn entries(&self, seed: u64) -> Result<Box<dyn Cases>, Trouble> {
@@ -130,82 +145,159 @@ fn series(machine: Machine, spec: &Spec) -> Make<'static> {
 /// Makes the cases of a campaign, by seed.
 type Generate = fn(&Sides, u64) -> Result<Box<dyn Cases>, Trouble>;
 
+/// The cases that were drawn for one processor, on another one.
+struct Drawn<'a> {
+    drawn: &'a dyn Cases,
+    own: Box<dyn Cases>,
+}
+
+impl Cases for Drawn<'_> {
+    fn case(&self, number: u64) -> Case {
+        self.drawn.case(number)
+    }
+
+    fn vmcs12(&self, case: &Case) -> Vmcs12 {
+        self.own.vmcs12(case)
+    }
+}
+
+/// What came of one judge.
+struct Judged {
+    name: String,
+    who: Against,
+    report: Report,
+    kept: Vec<PathBuf>,
+    elapsed: Duration,
+}
+
 fn entry(options: &CampaignEntry, generate: Generate) -> anyhow::Result<u8> {
     let limit = time(options.timeout)?;
-    let mut status = SAME;
-    for judge in &options.backend {
-        let mut sides = Sides::open(judge, limit)?;
-        let generator = generate(&sides, options.seed)?;
-        let plan = Plan {
-            count: options.count,
-            first: options.first,
-            batch: options.batch,
-            threads: 2,
-            access: sides.access,
-            against: sides.against,
-            time: limit,
+    let mut drawn: Option<Box<dyn Cases>> = None;
+    let mut judged: Vec<Judged> = Vec::new();
+    let mut several = options.backend.len() > 1;
+    for spec in &options.backend {
+        let mut sides = Sides::open(spec, limit)?;
+        let own = generate(&sides, options.seed)?;
+        let drawn = match &mut drawn {
+            Some(drawn) => drawn,
+            none => none.insert(generate(&sides, options.seed)?),
         };
-        let bar = output::spinner(format!("campaign against {judge}"));
-        let start = std::time::Instant::now();
-        let (state, against) = (sides.state.clone(), sides.against);
-        let mut progress = |report: &Report| {
-            let (done, unexplained) = (report.cases, report.unexplained);
-            bar.set_message(format!(
-                "{done} of {} cases against {judge}, {unexplained} unexplained",
-                options.count
-            ));
-            tracing::info!(done, unexplained, "batch");
+        let cases = Drawn {
+            drawn: drawn.as_ref(),
+            own,
         };
-        let make = || Sides::model(&state, against);
-        let report = session::run(
-            &plan,
-            generator.as_ref(),
-            &make,
-            sides.peer.as_mut(),
-            &mut progress,
-        )?;
-        bar.finish_and_clear();
-        let kept = keep(&options.keep, options.seed, &report)?;
+        judged.push(campaign(options, &spec.to_string(), &mut sides, &cases)?);
+        if several && sides.against == Against::Kvm {
+            let mut sides = sides.personalities(limit)?;
+            judged.push(campaign(options, "soft:sdm", &mut sides, &cases)?);
+            several = false;
+        }
+    }
+    finish(options, &judged)
+}
+
+/// The whole campaign on the model and on one other.
+fn campaign(
+    options: &CampaignEntry,
+    name: &str,
+    sides: &mut Sides,
+    cases: &dyn Cases,
+) -> anyhow::Result<Judged> {
+    let plan = Plan {
+        count: options.count,
+        first: options.first,
+        batch: options.batch,
+        threads: 2,
+        access: sides.access,
+        against: sides.against,
+        time: time(options.timeout)?,
+        every: options.backend.len() > 1,
+    };
+    let bar = output::spinner(format!("campaign against {name}"));
+    let start = std::time::Instant::now();
+    let (state, against) = (sides.state.clone(), sides.against);
+    let mut progress = |report: &Report| {
+        let (done, unexplained) = (report.cases, report.unexplained);
+        bar.set_message(format!(
+            "{done} of {} cases against {name}, {unexplained} unexplained",
+            options.count
+        ));
+        tracing::info!(done, unexplained, "batch");
+    };
+    let make = || Sides::model(&state, against);
+    let report = session::run(&plan, cases, &make, sides.peer.as_mut(), &mut progress)?;
+    bar.finish_and_clear();
+    let mut kept = Vec::new();
+    if against != Against::Sdm {
+        kept = keep(&options.keep, options.seed, &report)?;
         if let Some(folder) = &options.keep_explained {
             keep_explained(folder, &report)?;
         }
-        // Who is right: the case on bare Bochs, too.
-        let third = third(judge, options, &report)?;
-        if options.json {
-            output::print_json(&as_json(judge, &report, &kept, start.elapsed()))?;
-        } else {
-            output::print(&describe(judge, &report, &third, &kept, start.elapsed()))?;
-        }
-        if report.unexplained != 0 {
-            status = DIFFERENT;
-        }
     }
-    Ok(status)
+    Ok(Judged {
+        name: name.to_owned(),
+        who: against,
+        report,
+        kept,
+        elapsed: start.elapsed(),
+    })
 }
 
-/// What bare Bochs makes of the first case of each kind, if it is among those asked.
-fn third(
-    judge: &Judge,
-    options: &CampaignEntry,
-    report: &Report,
-) -> anyhow::Result<BTreeMap<u64, String>> {
-    if *judge == Judge::Bochs || !options.backend.contains(&Judge::Bochs) {
-        return Ok(BTreeMap::new());
-    }
-    let kinds = kinds(report);
-    let findings: Vec<_> = kinds.iter().filter_map(|(_, of)| of.first()).collect();
-    let cases: Vec<_> = findings
+/// Prints what came of it. The model's own two personalities differ by design.
+fn finish(options: &CampaignEntry, judged: &[Judged]) -> anyhow::Result<u8> {
+    let judges: Vec<_> = judged
         .iter()
-        .map(|finding| finding.case.clone())
+        .map(|one| Judge {
+            name: &one.name,
+            report: &one.report,
+            who: one.who,
+        })
         .collect();
-    if cases.is_empty() {
-        return Ok(BTreeMap::new());
+    let divisions = if options.backend.len() > 1 {
+        majority::divisions(&judges)
+    } else {
+        Vec::new()
+    };
+    let others = || judged.iter().filter(|one| one.who != Against::Sdm);
+    if options.json {
+        match judged {
+            [one] => output::print_json(&as_json(one))?,
+            _ => output::print_json(&json!({
+                "judges": others().map(as_json).collect::<Vec<_>>(),
+                "divisions": divisions,
+            }))?,
+        }
+    } else {
+        for one in others() {
+            output::print(&describe(one))?;
+        }
+        output::print(&describe_divisions(&divisions))?;
     }
-    let outcomes = Sides::open(&Judge::Bochs, Duration::ZERO)?
-        .peer
-        .run(&cases)?;
-    let numbers = findings.iter().map(|finding| finding.number);
-    Ok(numbers.zip(outcomes.iter().map(Outcome::summary)).collect())
+    let differs = others().any(|one| one.report.unexplained != 0);
+    Ok(if differs { DIFFERENT } else { SAME })
+}
+
+fn describe_divisions(divisions: &[Division]) -> String {
+    let mut text = String::new();
+    if !divisions.is_empty() {
+        text.push_str("who sides with whom:\n");
+    }
+    for division in divisions {
+        let majority = match division.majority {
+            Some(Side::Model) => "the majority is soft's",
+            Some(Side::Others) => "the majority is against soft",
+            None => "no majority",
+        };
+        let _ = writeln!(
+            text,
+            "  {}: {}: {}, case {} first; {majority}",
+            division.class,
+            division.sides(),
+            division.cases,
+            division.first
+        );
+    }
+    text
 }
 
 fn kinds(report: &Report) -> Vec<(String, Vec<&Finding>)> {
@@ -267,28 +359,28 @@ fn keep_explained(folder: &Path, report: &Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn as_json(
-    judge: &Judge,
-    report: &Report,
-    kept: &[PathBuf],
-    elapsed: Duration,
-) -> serde_json::Value {
+fn as_json(judged: &Judged) -> serde_json::Value {
+    let kinds = kinds(&judged.report);
+    let kinds = kinds
+        .iter()
+        .map(|(kind, findings)| json!({"kind": kind, "cases": findings.len()}));
     json!({
-        "backend": judge.to_string(),
-        "report": report,
-        "kinds": kinds(report).iter().map(|(kind, findings)| json!({"kind": kind, "cases": findings.len()})).collect::<Vec<_>>(),
-        "kept": kept,
-        "seconds": elapsed.as_secs_f64(),
+        "backend": judged.name,
+        "report": judged.report,
+        "kinds": kinds.collect::<Vec<_>>(),
+        "kept": judged.kept,
+        "seconds": judged.elapsed.as_secs_f64(),
     })
 }
 
-fn describe(
-    judge: &Judge,
-    report: &Report,
-    third: &BTreeMap<u64, String>,
-    kept: &[PathBuf],
-    elapsed: Duration,
-) -> String {
+fn describe(judged: &Judged) -> String {
+    let Judged {
+        name: judge,
+        report,
+        kept,
+        elapsed,
+        ..
+    } = judged;
     let seconds = elapsed.as_secs_f64();
     let mut text = format!(
         "{judge}: {} cases in {seconds:.0} s, {:.0} a second; {} unexplained\n",
@@ -319,9 +411,6 @@ fn describe(
             let code = code::disassemble(&finding.case);
             if !code.is_empty() {
                 let _ = writeln!(text, "      code: {code}");
-            }
-            if let Some(third) = third.get(&finding.number) {
-                let _ = writeln!(text, "      bochs: {third}");
             }
         }
         for difference in findings[0].differences.iter().take(6) {

@@ -143,8 +143,12 @@ impl Processor {
                 }
                 Err(fault) => fault,
             };
-            // "An NMI causes subsequent NMIs to be blocked before the VM exit commences" (SDM Vol. 3C
-            // "Architectural State Before a VM Exit", of events that cause one indirectly).
+            // "There is no blocking by STI or by MOV SS when the VM exit commences", and "an NMI causes
+            // subsequent NMIs to be blocked before the VM exit commences" (SDM Vol. 3C "Architectural State
+            // Before a VM Exit", of events that cause one indirectly).
+            self.cpu
+                .interruptibility
+                .remove(Interruptibility::STI | Interruptibility::MOV_SS);
             if event.kind == EventKind::Nmi {
                 self.cpu.interruptibility.insert(Interruptibility::NMI);
             }

@@ -110,11 +110,16 @@ fn save_control_registers(cpu: &mut Cpu) {
     let vmcs12 = &mut cpu.vmx.vmcs12;
     // Bits that L1 owns cannot have changed; KVM keeps what L1 wrote there.
     let merged = |old: u64, mask: u64, now: u64| old & mask | now & !mask;
-    let cr0 = merged(
-        vmcs12.get(Field::GUEST_CR0),
-        vmcs12.get(Field::CR0_GUEST_HOST_MASK),
-        sregs.cr0,
-    );
+    // The SDM's entry leaves some bits of CR0 as they were, whoever owns them, and its exit saves the register.
+    let cr0 = if cpu.model.as_kvm(Difference::EntryCr0) {
+        merged(
+            vmcs12.get(Field::GUEST_CR0),
+            vmcs12.get(Field::CR0_GUEST_HOST_MASK),
+            sregs.cr0,
+        )
+    } else {
+        sregs.cr0
+    };
     let cr4 = merged(
         vmcs12.get(Field::GUEST_CR4),
         vmcs12.get(Field::CR4_GUEST_HOST_MASK),

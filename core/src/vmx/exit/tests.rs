@@ -334,6 +334,25 @@ fn nmi_blocking_of_l1_outlives_l2() {
     }
 }
 
+/// SDM Vol. 3C "Saving Control Registers, Debug Registers, and MSRs": the register, also where L1 owns bits of
+/// it that the entry has not loaded.
+#[test]
+fn cr0_is_saved_as_it_is_but_under_kvm() {
+    const NOT_WRITE_THROUGH: u64 = 1 << 29;
+    for (personality, expected) in [(Personality::Sdm, 0), (Personality::Kvm, NOT_WRITE_THROUGH)] {
+        let (mut cpu, memory) = in_l2();
+        Arc::make_mut(&mut cpu.model).personality = personality;
+        let wanted = cpu.vmx.vmcs12.get(Field::GUEST_CR0) | NOT_WRITE_THROUGH;
+        cpu.vmx.vmcs12.set(Field::GUEST_CR0, wanted);
+        cpu.vmx
+            .vmcs12
+            .set(Field::CR0_GUEST_HOST_MASK, NOT_WRITE_THROUGH);
+        leave(&mut cpu, &memory, &VmExit::cpuid(2));
+        let saved = cpu.vmx.vmcs12.get(Field::GUEST_CR0);
+        assert_eq!(saved & NOT_WRITE_THROUGH, expected);
+    }
+}
+
 /// SDM Vol. 3C "Architectural State Before a VM Exit", and what KVM makes of it.
 #[test]
 fn an_nmi_that_is_cut_short_blocks_nmis_but_under_kvm() {
