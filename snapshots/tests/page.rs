@@ -8,6 +8,7 @@ use nvmx_core::vmx::capability::{Capability, ControlField, EptVpid};
 use nvmx_core::vmx::entry::checks::{self, Class, Enforcement};
 use nvmx_core::vmx::exit::priority;
 use nvmx_core::vmx::instructions::rules::{self, NEVER, Outcome};
+use nvmx_core::vmx::intercepts;
 use nvmx_snapshots::policy::POLICIES;
 use std::fmt::Write;
 use std::path::Path;
@@ -175,6 +176,21 @@ fn priorities(text: &mut String) {
     );
     for row in priority::BOUNDARY {
         let _ = writeln!(text, "| `{}` | {} | {} |", row.id, row.text, row.section);
+    }
+    text.push_str(
+        "\nAn instruction of L2 that would both fault and exit:\n\n\
+         | rule | comes first | which | SDM |\n|---|---|---|---|\n",
+    );
+    for row in intercepts::priority::INSTRUCTIONS {
+        let first = match row.first {
+            intercepts::priority::First::Fault(vector) => format!("exception {vector}"),
+            intercepts::priority::First::Exit => "VM exit".to_owned(),
+        };
+        let _ = writeln!(
+            text,
+            "| `{}` | {first} | {} | {} |",
+            row.id, row.text, row.section
+        );
     }
 }
 

@@ -123,7 +123,28 @@ pub(crate) fn resolve(
     write: bool,
 ) -> Result<Address, Exception> {
     let register = memory_segment(instruction, operand);
-    let offset = instruction
+    check(
+        cpu,
+        register,
+        offset(cpu, instruction, operand),
+        length,
+        write,
+    )
+}
+
+/// The linear address of the memory operand, whether it may be used or not.
+pub(crate) fn unchecked_linear(cpu: &Cpu, instruction: &Instruction, operand: u32) -> u64 {
+    let base = segment_base(cpu, memory_segment(instruction, operand));
+    let linear = base.wrapping_add(offset(cpu, instruction, operand));
+    if cpu.in_64_bit_mode() {
+        linear
+    } else {
+        linear & 0xffff_ffff
+    }
+}
+
+fn offset(cpu: &Cpu, instruction: &Instruction, operand: u32) -> u64 {
+    instruction
         .virtual_address(operand, 0, |register, _, _| {
             if register.is_segment_register() {
                 Some(0)
@@ -131,8 +152,7 @@ pub(crate) fn resolve(
                 read_register(cpu, register)
             }
         })
-        .unwrap_or(0);
-    check(cpu, register, offset, length, write)
+        .unwrap_or(0)
 }
 
 /// The segment register that the memory operand goes through.

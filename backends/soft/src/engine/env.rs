@@ -101,6 +101,8 @@ pub struct Env {
     pub(super) resume_held: Option<u64>,
     /// The instruction at RIP is to be translated whatever RFLAGS.AC says.
     pub(super) native_once: bool,
+    /// A page of the user's in the supervisor's TLB: see [`super::returns`].
+    pub(super) lent: Option<u64>,
     /// Length of the repeated instruction at RIP, whose last iteration has just run; else 0.
     pub(super) spent_repeat: u8,
 }

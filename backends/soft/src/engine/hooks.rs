@@ -181,6 +181,7 @@ unsafe fn on_block_slow(shared: *mut Shared, address: u64, host_pc: usize) {
         } else {
             env.clock.complete();
         }
+        env.take_back();
         env.clock.cut = false;
         (*shared).lookup_cut = false;
         let env = &mut (*shared).env;
@@ -437,12 +438,16 @@ pub(super) unsafe extern "C" fn on_tlb_miss(
     unsafe {
         let shared = shared_of(cpu);
         let kind = Env::take_fault_kind(access);
+        let pops = (*shared).env.pops_as_user(vaddr, kind, mmu_index);
+        if pops {
+            (*shared).env.lend(vaddr);
+        }
         let request = FillRequest {
             vaddr: (*shared).env.linear(vaddr, kind),
             access: kind,
             size: size.max(0) as u32,
-            user: mmu_index == ffi::MMU_USER,
-            smap: mmu_index == ffi::MMU_SUPERVISOR_SMAP,
+            user: pops || mmu_index == ffi::MMU_USER,
+            smap: !pops && mmu_index == ffi::MMU_SUPERVISOR_SMAP,
             read_modify_write: false,
         };
         let gpa = match ask(&mut *shared, &request) {

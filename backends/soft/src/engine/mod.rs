@@ -17,6 +17,7 @@ mod hooks;
 mod intercept;
 mod memory;
 mod repeat;
+mod returns;
 mod scan;
 mod selftest;
 mod special;
@@ -291,6 +292,7 @@ impl Engine {
                     no_fill: false,
                     resume_held: None,
                     native_once: false,
+                    lent: None,
                     spent_repeat: 0,
                 };
                 let shared = NonNull::from(Box::leak(Box::new(Shared::new(env))));

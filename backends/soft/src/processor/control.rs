@@ -5,6 +5,7 @@ use super::operands::{gpr_or_rax, is_memory};
 use super::{Done, Outcome, Processor, Trap};
 use crate::decode;
 use iced_x86::{Instruction, Mnemonic, Register};
+use nvmx_core::vmx::controls::Primary;
 use nvmx_core::vmx::intercepts::{Clts, Cr8};
 use nvmx_core::x86::control::cr4;
 use nvmx_core::x86::cr_write::{self, CrEffect, CrFault};
@@ -183,6 +184,21 @@ impl Processor {
         Ok(Done::Retired)
     }
 
+    /// MOV DR for which the engine found privilege wanting, but whose exit comes first.
+    pub(super) fn mov_dr_before_privilege(&mut self, vector: u8, bytes: &[u8]) -> Option<Outcome> {
+        if vector != Exception::GP
+            || !self.in_l2()
+            || !self.primary_controls().contains(Primary::MOV_DR_EXITING)
+        {
+            return None;
+        }
+        let bits = decode::code_bits(&self.cpu);
+        let instruction = decode::decode(bytes, bits, self.cpu.regs.rip)?;
+        let is_mov_dr = instruction.mnemonic() == Mnemonic::Mov
+            && (instruction.op0_register().is_dr() || instruction.op1_register().is_dr());
+        is_mov_dr.then(|| self.debug_register(&instruction))
+    }
+
     /// MOV to or from DRn (SDM Vol. 3B "Debug Registers").
     pub(super) fn debug_register(&mut self, instruction: &Instruction) -> Outcome {
         const GENERAL_DETECT: u64 = 1 << 13;
@@ -196,15 +212,15 @@ impl Processor {
         let number = dr.number() as u8;
         let length = instruction.len() as u32;
         let (gpr, value) = self.operand(gpr_register);
+        // The exit goes before #UD of DR4 and DR5 and before #GP by privilege (SDM Vol. 3C "Instructions
+        // That Cause VM Exits Conditionally"), and so before #DB of general detect.
+        if self.in_l2() {
+            self.exit_if(self.intercepts.mov_dr(number, from_dr, gpr, length))?;
+        }
         if matches!(number, 4 | 5) && self.cpu.sregs.cr4 & cr4::DE != 0 {
             return Err(Exception::UNDEFINED.into());
         }
         self.require_cpl0()?;
-        // The exit goes before #DB of general detect (SDM Vol. 3C "Relative Priority of Faults and
-        // VM Exits": only #UD and #GP(CPL) go before).
-        if self.in_l2() {
-            self.exit_if(self.intercepts.mov_dr(number, from_dr, gpr, length))?;
-        }
         if self.cpu.debug.dr7 & GENERAL_DETECT != 0 {
             return Err(Exception {
                 vector: Exception::DB,

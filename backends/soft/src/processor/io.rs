@@ -66,19 +66,7 @@ impl Processor {
         if repeated && self.count(instruction) == 0 {
             return Ok(Done::Retired);
         }
-        // The memory operand of a string instruction faults before the exit is taken.
-        let address = if port.string {
-            let operand = u32::from(!port.input);
-            Some(decode::resolve(
-                &self.cpu,
-                instruction,
-                operand,
-                u64::from(port.size),
-                port.input,
-            )?)
-        } else {
-            None
-        };
+        let operand = u32::from(!port.input);
         if self.in_l2() {
             let access = IoAccess {
                 port: port.number,
@@ -88,13 +76,29 @@ impl Processor {
                 is_rep: repeated,
                 is_immediate: port.immediate,
             };
-            let string = address
-                .map(|address| (address.linear, self.string_information(instruction, &port)));
+            // The exit goes before every fault of a string instruction's operand (SDM Vol. 3C "Relative
+            // Priority of Faults and VM Exits").
+            let string = port.string.then(|| {
+                let linear = decode::unchecked_linear(&self.cpu, instruction, operand);
+                (linear, self.string_information(instruction, &port))
+            });
             self.exit_if(
                 self.intercepts
                     .io(&self.ram, access, string, instruction.len() as u32),
             )?;
         }
+        let address = if port.string {
+            let size = u64::from(port.size);
+            Some(decode::resolve(
+                &self.cpu,
+                instruction,
+                operand,
+                size,
+                port.input,
+            )?)
+        } else {
+            None
+        };
         if port.input {
             if let Some(address) = address {
                 // The port is read only if what it gives can be stored.

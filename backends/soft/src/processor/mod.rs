@@ -253,9 +253,9 @@ impl Processor {
         let mut length = 0;
         let outcome = match intercept {
             Intercept::InterruptWindow => Ok(Done::Jumped),
-            Intercept::Exception(vector) if vector != Exception::UD => {
-                self.native_exception(vector, error_code)
-            }
+            Intercept::Exception(vector) if vector != Exception::UD => self
+                .mov_dr_before_privilege(vector, bytes)
+                .unwrap_or_else(|| self.native_exception(vector, error_code)),
             Intercept::Special(Special::Undefined) => Err(Exception::UNDEFINED.into()),
             Intercept::Special(Special::NoDevice) => Err(Exception::NO_DEVICE.into()),
             _ => match decode::decode(bytes, decode::code_bits(&self.cpu), self.cpu.regs.rip) {

@@ -12,6 +12,7 @@ mod instructions;
 mod io;
 mod msr;
 mod pause;
+pub mod priority;
 
 #[cfg(test)]
 mod tests;

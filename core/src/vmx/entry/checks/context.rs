@@ -6,7 +6,7 @@ use crate::memory::GuestMemory;
 use crate::personality::Difference;
 use crate::pmu;
 use crate::vmx::capability::{Capability, ControlField};
-use crate::vmx::controls::{EntryControls, ExitControls, PinBased, Primary, Secondary};
+use crate::vmx::controls::{EntryControls, ExitControls, PinBased, Primary, Secondary, Tertiary};
 use crate::vmx::entry::{active_secondary, entry_controls, exit_controls, pin_based, primary};
 use crate::vmx::instructions::{
     page_address_is_valid, physical_address_is_valid, structure_address_is_valid,
@@ -52,6 +52,12 @@ impl Context<'_> {
     #[inline(always)]
     pub(super) fn secondary(&self, control: Secondary) -> bool {
         active_secondary(self.vmcs12).contains(control)
+    }
+
+    #[inline(always)]
+    pub(super) fn tertiary(&self, control: Tertiary) -> bool {
+        self.primary(Primary::ACTIVATE_TERTIARY_CONTROLS)
+            && self.get(Field::TERTIARY_VM_EXEC_CONTROL) & control.bits() != 0
     }
 
     #[inline(always)]
@@ -161,6 +167,14 @@ pub(super) fn pat_is_valid(pat: u64) -> bool {
     pat.to_le_bytes()
         .iter()
         .all(|memory_type| matches!(memory_type, 0 | 1 | 4..=7))
+}
+
+/// Whether an IA32_S_CET value keeps reserved bits clear and not both SUPPRESS and TRACKER set (SDM Vol. 1
+/// "CET MSRs").
+pub(super) const fn s_cet_is_valid(value: u64) -> bool {
+    const RESERVED: u64 = 0xf << 6;
+    const SUPPRESS_AND_TRACKER: u64 = 3 << 10;
+    value & RESERVED == 0 && value & SUPPRESS_AND_TRACKER != SUPPRESS_AND_TRACKER
 }
 
 /// `a` implies `b`, which is evaluated only if `a` holds.

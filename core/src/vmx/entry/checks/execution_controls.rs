@@ -8,7 +8,7 @@ use crate::addr::L1Phys;
 use crate::personality::Difference;
 use crate::vmx::Field;
 use crate::vmx::capability::ControlField;
-use crate::vmx::controls::{ExitControls, PinBased, Primary, Secondary};
+use crate::vmx::controls::{ExitControls, PinBased, Primary, Secondary, Tertiary};
 use crate::vmx::ept::eptp_is_valid;
 
 /// Offset of VTPR in the virtual-APIC page.
@@ -35,6 +35,24 @@ rules! { RULES, "VM-Execution Control Fields" => InvalidControl;
         [CPU_BASED_VM_EXEC_CONTROL TERTIARY_VM_EXEC_CONTROL]
         |c| implies!(c.primary(Primary::ACTIVATE_TERTIARY_CONTROLS),
             c.control_allowed(Field::TERTIARY_VM_EXEC_CONTROL, ControlField::Tertiary));
+    Software "control.ipi_virtualization_needs_tpr_shadow"
+        "with \"IPI virtualization\", \"use TPR shadow\" is 1"
+        [CPU_BASED_VM_EXEC_CONTROL TERTIARY_VM_EXEC_CONTROL]
+        |c| implies!(c.tertiary(Tertiary::IPI_VIRTUALIZATION), c.primary(Primary::USE_TPR_SHADOW));
+    Software "control.pid_pointer_table"
+        "with \"IPI virtualization\", the PID-pointer table is 8-byte aligned, in the physical-address width to its last entry"
+        [TERTIARY_VM_EXEC_CONTROL PID_POINTER_TABLE LAST_PID_POINTER_INDEX]
+        |c| implies!(c.tertiary(Tertiary::IPI_VIRTUALIZATION), {
+            let table = c.get(Field::PID_POINTER_TABLE);
+            let last = table.wrapping_add(8 * c.get(Field::LAST_PID_POINTER_INDEX));
+            table & 7 == 0 && c.in_width(table) && c.in_width(last)
+        });
+    Software "control.hlat_needs_ept"
+        "with \"enable HLAT\", \"EPT paging-write control\" or \"guest-paging verification\", \"enable EPT\" is 1"
+        [TERTIARY_VM_EXEC_CONTROL SECONDARY_VM_EXEC_CONTROL]
+        |c| implies!(c.tertiary(Tertiary::ENABLE_HLAT.union(Tertiary::EPT_PAGING_WRITE_CONTROL)
+                .union(Tertiary::GUEST_PAGING_VERIFICATION)),
+            c.secondary(Secondary::ENABLE_EPT));
     Software "control.cr3_target_count"
         "the CR3-target count is not greater than IA32_VMX_MISC[24:16]"
         [CR3_TARGET_COUNT]

@@ -1,7 +1,7 @@
 //! Rules on guest control registers, debug registers and MSRs (SDM Vol. 3C "Checks on Guest Control
 //! Registers, Debug Registers, and MSRs").
 
-use super::context::{Context, implies, pat_is_valid};
+use super::context::{Context, implies, pat_is_valid, s_cet_is_valid};
 use super::{Class, rules};
 use crate::vmx::Field;
 use crate::vmx::controls::EntryControls;
@@ -106,6 +106,23 @@ rules! {
         "IA32_SYSENTER_EIP is canonical"
         [GUEST_SYSENTER_EIP]
         |c| c.canonical(Field::GUEST_SYSENTER_EIP);
+    Processor "guest.cr4.cet_needs_wp"
+        "if CR4.CET is 1, CR0.WP is 1"
+        [GUEST_CR4 GUEST_CR0]
+        |c| implies!(c.get(Field::GUEST_CR4) & cr4::CET != 0, c.get(Field::GUEST_CR0) & cr0::WP != 0);
+    Processor "guest.s_cet"
+        "with \"load CET state\", IA32_S_CET is canonical, its reserved bits are 0, and SUPPRESS and TRACKER are not both 1"
+        [VM_ENTRY_CONTROLS GUEST_S_CET]
+        |c| implies!(c.entry(EntryControls::LOAD_CET_STATE),
+            c.canonical(Field::GUEST_S_CET) && s_cet_is_valid(c.get(Field::GUEST_S_CET)));
+    Processor "guest.interrupt_ssp_table"
+        "with \"load CET state\", IA32_INTERRUPT_SSP_TABLE_ADDR is canonical"
+        [VM_ENTRY_CONTROLS GUEST_INTR_SSP_TABLE]
+        |c| implies!(c.entry(EntryControls::LOAD_CET_STATE), c.canonical(Field::GUEST_INTR_SSP_TABLE));
+    Processor "guest.pkrs"
+        "with \"load PKRS\", bits 63:32 of IA32_PKRS are 0"
+        [VM_ENTRY_CONTROLS GUEST_IA32_PKRS]
+        |c| implies!(c.entry(EntryControls::LOAD_PKRS), c.get(Field::GUEST_IA32_PKRS) >> 32 == 0);
 }
 
 fn has_paging(c: &Context<'_>) -> bool {

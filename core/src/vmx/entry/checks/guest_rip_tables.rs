@@ -5,6 +5,7 @@ use super::context::{Context, implies};
 use super::entry_controls::{is_injecting, kind};
 use super::{Class, rules};
 use crate::vmx::Field;
+use crate::vmx::controls::EntryControls;
 use crate::vmx::exit::qualification::EntryFailure;
 use crate::x86::control::{cr0, rflags};
 use crate::x86::{AccessRights, EventKind};
@@ -48,6 +49,13 @@ rules! { RIP_AND_RFLAGS, "Checks on Guest RIP, RFLAGS, and SSP"
         [VM_ENTRY_INTR_INFO_FIELD GUEST_RFLAGS]
         |c| implies!(is_injecting(c) && kind(c) == Some(EventKind::ExternalInterrupt),
             c.get(Field::GUEST_RFLAGS) & rflags::IF != 0);
+    Processor "guest.ssp"
+        "with \"load CET state\", bits 1:0 of SSP are 0, and it is canonical, outside 64-bit mode below 4 GiB"
+        [VM_ENTRY_CONTROLS GUEST_CS_AR_BYTES GUEST_SSP]
+        |c| implies!(c.entry(EntryControls::LOAD_CET_STATE), {
+            let ssp = c.get(Field::GUEST_SSP);
+            ssp & 3 == 0 && c.canonical_value(ssp) && (in_64_bit_mode(c) || ssp >> 32 == 0)
+        });
 }
 
 fn in_64_bit_mode(c: &Context<'_>) -> bool {

@@ -2,11 +2,11 @@
 //! "Checks on Host Segment and Descriptor-Table Registers", "Checks Related to Address-Space Size").
 
 use super::Class::InvalidHostState;
-use super::context::{Context, implies, pat_is_valid};
+use super::context::{Context, implies, pat_is_valid, s_cet_is_valid};
 use super::rules;
 use crate::vmx::Field;
 use crate::vmx::controls::{EntryControls, ExitControls};
-use crate::x86::control::{cr4, efer};
+use crate::x86::control::{cr0, cr4, efer};
 
 /// RPL and TI of a selector.
 const RPL_AND_TI: u64 = 7;
@@ -82,6 +82,26 @@ rules! { REGISTERS, "Checks on Host Control Registers, MSRs, and SSP" => Invalid
         [VM_EXIT_CONTROLS HOST_IA32_EFER]
         |c| implies!(loads_efer(c),
             (c.get(Field::HOST_IA32_EFER) & efer::LME != 0) == is_64_bit(c));
+    Processor "host.cr4.cet_needs_wp"
+        "if CR4.CET is 1, CR0.WP is 1"
+        [HOST_CR4 HOST_CR0]
+        |c| implies!(c.get(Field::HOST_CR4) & cr4::CET != 0, c.get(Field::HOST_CR0) & cr0::WP != 0);
+    Processor "host.s_cet"
+        "with \"load CET state\", IA32_S_CET is canonical, its reserved bits are 0, and SUPPRESS and TRACKER are not both 1"
+        [VM_EXIT_CONTROLS HOST_S_CET]
+        |c| implies!(loads_cet(c), c.canonical(Field::HOST_S_CET) && s_cet_is_valid(c.get(Field::HOST_S_CET)));
+    Processor "host.ssp"
+        "with \"load CET state\", SSP is canonical and its bits 1:0 are 0"
+        [VM_EXIT_CONTROLS HOST_SSP]
+        |c| implies!(loads_cet(c), c.canonical(Field::HOST_SSP) && c.get(Field::HOST_SSP) & 3 == 0);
+    Processor "host.interrupt_ssp_table"
+        "with \"load CET state\", IA32_INTERRUPT_SSP_TABLE_ADDR is canonical"
+        [VM_EXIT_CONTROLS HOST_INTR_SSP_TABLE]
+        |c| implies!(loads_cet(c), c.canonical(Field::HOST_INTR_SSP_TABLE));
+    Processor "host.pkrs"
+        "with \"load PKRS\", bits 63:32 of IA32_PKRS are 0"
+        [VM_EXIT_CONTROLS HOST_IA32_PKRS]
+        |c| implies!(c.exit(ExitControls::LOAD_PKRS), c.get(Field::HOST_IA32_PKRS) >> 32 == 0);
 }
 
 rules! { SEGMENTS, "Checks on Host Segment and Descriptor-Table Registers" => InvalidHostState;
@@ -121,6 +141,10 @@ rules! { SEGMENTS, "Checks on Host Segment and Descriptor-Table Registers" => In
 
 fn is_64_bit(c: &Context<'_>) -> bool {
     c.exit(ExitControls::HOST_ADDRESS_SPACE_SIZE)
+}
+
+fn loads_cet(c: &Context<'_>) -> bool {
+    c.exit(ExitControls::LOAD_CET_STATE)
 }
 
 fn loads_efer(c: &Context<'_>) -> bool {

@@ -2,8 +2,8 @@
 //! "Checking and Loading Guest State").
 //!
 //! A rule states what must hold. The same rows serve VM entry, `KVM_SET_NESTED_STATE`, the audit of a
-//! vmcs12 and the tests. Rules on controls that no capability MSR of KVM's lets L1 set (CET, PKRS,
-//! RTIT, LBR, UINV, FRED, HLAT, PASID) are not among them: there the rule on reserved bits fails.
+//! vmcs12 and the tests. Rules on controls that no capability MSR of KVM's lets L1 set and that
+//! no profile has (RTIT, LBR, UINV, FRED, PASID) are not among them: there the rule on reserved bits fails.
 
 mod context;
 mod entry_controls;

@@ -6,7 +6,7 @@ use crate::cpu::Model;
 use crate::memory::{GuestMemory, VecMemory};
 use crate::vmx::Vmcs12;
 use crate::vmx::controls::{EntryControls as En, ExitControls as Ex, PinBased as Pi};
-use crate::vmx::controls::{Primary as Pr, Secondary as Se};
+use crate::vmx::controls::{Primary as Pr, Secondary as Se, Tertiary as Te};
 use crate::vmx::entry::test_support as support;
 use crate::x86::control::{cr0, cr4, efer, rflags};
 use std::collections::{HashMap, HashSet};
@@ -67,6 +67,16 @@ impl Case {
     }
     fn secondary(&mut self, c: Se) -> &mut Self {
         self.or(Field::SECONDARY_VM_EXEC_CONTROL, c.bits().into())
+    }
+    /// A processor that has CR4.CET.
+    fn cet(&mut self) -> &mut Self {
+        self.model.vmx_msrs[9] |= cr4::CET;
+        self
+    }
+    fn tertiary(&mut self, c: Te) -> &mut Self {
+        self.model.vmx_msrs[0x12] = u64::MAX;
+        self.primary(Pr::ACTIVATE_TERTIARY_CONTROLS)
+            .or(Field::TERTIARY_VM_EXEC_CONTROL, c.bits())
     }
     fn no_ept(&mut self) -> &mut Self {
         self.clear(
@@ -135,6 +145,9 @@ const BREAKS: &[(&str, Break, &[&str])] = &[
     ("control.primary.reserved", |c| c.clear(Field::CPU_BASED_VM_EXEC_CONTROL, 2), &[]),
     ("control.secondary.reserved", |c| c.or(Field::SECONDARY_VM_EXEC_CONTROL, 1 << 29), &[]),
     ("control.tertiary.reserved", |c| c.primary(Pr::ACTIVATE_TERTIARY_CONTROLS).set(Field::TERTIARY_VM_EXEC_CONTROL, 1), &[]),
+    ("control.ipi_virtualization_needs_tpr_shadow", |c| c.tertiary(Te::IPI_VIRTUALIZATION), &[]),
+    ("control.pid_pointer_table", |c| c.tertiary(Te::IPI_VIRTUALIZATION).primary(Pr::USE_TPR_SHADOW).set(Field::PID_POINTER_TABLE, 4), &[]),
+    ("control.hlat_needs_ept", |c| c.no_ept().tertiary(Te::ENABLE_HLAT), &[]),
     ("control.cr3_target_count", |c| c.set(Field::CR3_TARGET_COUNT, 1), &[]),
     ("control.io_bitmap_a", |c| c.primary(Pr::USE_IO_BITMAPS).set(Field::IO_BITMAP_A, BAD_PAGE), &[]),
     ("control.io_bitmap_b", |c| c.primary(Pr::USE_IO_BITMAPS).set(Field::IO_BITMAP_B, 1 << 40), &[]),
@@ -197,6 +210,11 @@ const BREAKS: &[(&str, Break, &[&str])] = &[
     ("host.efer.reserved", |c| c.or(Field::HOST_IA32_EFER, 2), &[]),
     ("host.efer.lma", |c| c.clear(Field::HOST_IA32_EFER, efer::LMA), &[]),
     ("host.efer.lme", |c| c.clear(Field::HOST_IA32_EFER, efer::LME), &[]),
+    ("host.cr4.cet_needs_wp", |c| c.cet().or(Field::HOST_CR4, cr4::CET).clear(Field::HOST_CR0, cr0::WP), &[]),
+    ("host.s_cet", |c| c.exit(Ex::LOAD_CET_STATE).set(Field::HOST_S_CET, 3 << 10), &[]),
+    ("host.ssp", |c| c.exit(Ex::LOAD_CET_STATE).set(Field::HOST_SSP, 2), &[]),
+    ("host.interrupt_ssp_table", |c| c.exit(Ex::LOAD_CET_STATE).set(Field::HOST_INTR_SSP_TABLE, NON_CANONICAL), &[]),
+    ("host.pkrs", |c| c.exit(Ex::LOAD_PKRS).set(Field::HOST_IA32_PKRS, 1 << 32), &[]),
     ("host.cs.selector", |c| c.set(Field::HOST_CS_SELECTOR, 9), &[]),
     ("host.ss.selector", |c| c.set(Field::HOST_SS_SELECTOR, 4), &[]),
     ("host.ds.selector", |c| c.set(Field::HOST_DS_SELECTOR, 1), &[]),
@@ -231,6 +249,10 @@ const BREAKS: &[(&str, Break, &[&str])] = &[
     ("guest.cr4.pcide_needs_ia32e", |c| c.guest_32().or(Field::GUEST_CR4, cr4::PCIDE), &[]),
     ("guest.sysenter_esp", |c| c.set(Field::GUEST_SYSENTER_ESP, NON_CANONICAL), &[]),
     ("guest.sysenter_eip", |c| c.set(Field::GUEST_SYSENTER_EIP, NON_CANONICAL), &[]),
+    ("guest.cr4.cet_needs_wp", |c| c.cet().or(Field::GUEST_CR4, cr4::CET).clear(Field::GUEST_CR0, cr0::WP), &[]),
+    ("guest.s_cet", |c| c.entry(En::LOAD_CET_STATE).set(Field::GUEST_S_CET, 1 << 6), &[]),
+    ("guest.interrupt_ssp_table", |c| c.entry(En::LOAD_CET_STATE).set(Field::GUEST_INTR_SSP_TABLE, NON_CANONICAL), &[]),
+    ("guest.pkrs", |c| c.entry(En::LOAD_PKRS).set(Field::GUEST_IA32_PKRS, 1 << 32), &[]),
     ("guest.link_pointer.address", |c| c.set(Field::VMCS_LINK_POINTER, support::OTHER_VMCS.0 | 1 << 40), &["guest.link_pointer.revision"]),
     ("guest.link_pointer.revision", |c| c.set(Field::VMCS_LINK_POINTER, support::FREE_PAGE.0), &[]),
     ("guest.link_pointer.shadow", |c| c.set(Field::VMCS_LINK_POINTER, support::SHADOW_VMCS.0), &[]),
@@ -311,6 +333,7 @@ const BREAKS: &[(&str, Break, &[&str])] = &[
     ("guest.rflags.reserved", |c| c.or(Field::GUEST_RFLAGS, 1 << 15), &[]),
     ("guest.rflags.vm", |c| c.virtual_8086().secondary(Se::UNRESTRICTED_GUEST).clear(Field::GUEST_CR0, cr0::PE | cr0::PG), &[]),
     ("guest.rflags.if", |c| c.inject(VALID | 0x20), &[]),
+    ("guest.ssp", |c| c.entry(En::LOAD_CET_STATE).set(Field::GUEST_SSP, 1), &[]),
     ("guest.activity.hlt_needs_cpl_0", |c| { c.sdm(); c.or(Field::GUEST_CS_AR_BYTES, 0x60).or(Field::GUEST_SS_AR_BYTES, 0x60); c.or(Field::GUEST_CS_SELECTOR, 3).or(Field::GUEST_SS_SELECTOR, 3); c.set(Field::GUEST_ACTIVITY_STATE, 1) }, &[]),
     ("guest.activity.blocking_needs_active", |c| c.sdm().set(Field::GUEST_ACTIVITY_STATE, 2).set(Field::GUEST_INTERRUPTIBILITY_INFO, 2), &[]),
     ("guest.activity.injection", |c| c.sdm().set(Field::GUEST_ACTIVITY_STATE, 3).inject(NMI), &[]),
