@@ -63,13 +63,27 @@ pub(crate) fn open(name: &str, extra: &Extra<'_>) -> anyhow::Result<Guest> {
 }
 
 /// The files that `--initrd` names, each with its command line: the whole text is one file if there is
-/// such a file; else commas part them and a file's name ends at the first space, as QEMU has it.
-fn modules(text: &str) -> Vec<(&str, &str)> {
+/// such a file; else commas part them, two commas are one that does not, and a file's name ends at the
+/// first space, as QEMU has it.
+fn modules(text: &str) -> Vec<(String, String)> {
     if Path::new(text).exists() {
-        return vec![(text, text)];
+        return vec![(text.into(), text.into())];
     }
-    text.split(',')
-        .map(|module| (module.split(' ').next().unwrap_or(module), module))
+    let mut modules = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(next) = rest.next() {
+        if next == ',' && rest.next_if_eq(&',').is_none() {
+            modules.push(String::new());
+        } else if let Some(module) = modules.last_mut() {
+            module.push(next);
+        }
+    }
+    modules
+        .into_iter()
+        .map(|module| {
+            let name = module.split(' ').next().unwrap_or(&module).to_owned();
+            (name, module)
+        })
         .collect()
 }
 
@@ -119,10 +133,25 @@ mod tests {
 
     #[test]
     fn modules_are_parted_as_qemu_parts_them() {
-        assert_eq!(modules("/none/a"), [("/none/a", "/none/a")]);
-        assert_eq!(
-            modules("/none/a one two,/none/b"),
-            [("/none/a", "/none/a one two"), ("/none/b", "/none/b")]
-        );
+        let cases: [(&str, &[(&str, &str)]); 4] = [
+            ("/none/a", &[("/none/a", "/none/a")]),
+            (
+                "/none/a one two,/none/b",
+                &[("/none/a", "/none/a one two"), ("/none/b", "/none/b")],
+            ),
+            (
+                "/none/a x=1,,2,/none/,,b",
+                &[("/none/a", "/none/a x=1,2"), ("/none/,b", "/none/,b")],
+            ),
+            ("/none/a,", &[("/none/a", "/none/a"), ("", "")]),
+        ];
+        for (text, expected) in cases {
+            let modules = modules(text);
+            let modules: Vec<_> = modules
+                .iter()
+                .map(|(name, line)| (name.as_str(), line.as_str()))
+                .collect();
+            assert_eq!(modules, expected, "{text}");
+        }
     }
 }

@@ -15,8 +15,8 @@ pub(crate) struct Guest {
     /// Command line for the guest; multiboot puts the image's name before it, as QEMU does
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub(crate) append: String,
-    /// Files to load beside it, each with its arguments behind a space, a comma between two: multiboot's
-    /// modules, Linux' initrd
+    /// Files to load beside it, each with its arguments behind a space, a comma between two and two
+    /// commas for one of its own: multiboot's modules, Linux' initrd
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<String>,
     /// How often an example goes through its scenarios
