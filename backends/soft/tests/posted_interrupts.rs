@@ -7,9 +7,10 @@ use common::nest::*;
 use common::virtual_apic::*;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use nvmx_core::cpu::Personality;
 use nvmx_core::vcpu::{Budget, Exit, Vm, VmConfig};
 use nvmx_core::vmx::Field;
-use nvmx_core::vmx::controls::{ExitControls, PinBased, Primary, Secondary};
+use nvmx_core::vmx::controls::{ExitControls, PinBased, Primary, Secondary, Tertiary};
 use nvmx_core::x86::control::rflags;
 use nvmx_core::x86::{CpuState, Gpr, MpState};
 use nvmx_soft::SoftVm;
@@ -190,4 +191,85 @@ fn outside_of_l2_the_notification_is_an_interrupt() {
     let handler = HANDLERS + 64 * u64::from(VECTOR);
     assert_eq!(nest.get(Field::GUEST_RIP), handler);
     assert_eq!(nest.l1_apic(0x270), 0);
+}
+
+/// IPI virtualization: L2's write of the ICR posts to the descriptor that the table has for the virtual id,
+/// here its own, and the notification brings it back (SDM Vol. 3C "IPI Virtualization").
+#[test]
+fn l2_sends_without_an_exit() {
+    const TABLE: u64 = PAGE2;
+    for (id, reason, rip) in [
+        (
+            1_u64,
+            reason::VMCALL,
+            Some(HANDLERS + 64 * u64::from(VECTOR)),
+        ),
+        (0, reason::APIC_WRITE, None),
+    ] {
+        let code = assemble(L2, |a| {
+            wrmsr(a, 0x830, id << 32 | u64::from(VECTOR))?;
+            a.nop()?;
+            a.nop()?;
+            a.hlt()
+        });
+        let mut nest = with_virtual_apic(
+            Nest::of_profile(Some("max"), &code),
+            Secondary::VIRTUAL_INTERRUPT_DELIVERY | Secondary::VIRTUALIZE_X2APIC_MODE,
+        );
+        nest.vm.set_personality(Personality::Sdm);
+        nest.on(
+            Field::PIN_BASED_VM_EXEC_CONTROL,
+            (PinBased::EXTERNAL_INTERRUPT_EXITING | PinBased::PROCESS_POSTED_INTERRUPTS).bits(),
+        );
+        nest.on(
+            Field::VM_EXIT_CONTROLS,
+            ExitControls::ACKNOWLEDGE_INTERRUPT_ON_EXIT.bits(),
+        );
+        nest.on(
+            Field::CPU_BASED_VM_EXEC_CONTROL,
+            Primary::ACTIVATE_TERTIARY_CONTROLS.bits(),
+        );
+        for (field, value) in [
+            (Field::POSTED_INTR_NV, NOTIFICATION.into()),
+            (Field::POSTED_INTR_DESC_ADDR, DESCRIPTOR),
+            (Field::GUEST_RFLAGS, 2 | rflags::IF),
+        ] {
+            nest.set(field, value);
+        }
+        nest.put(TABLE + 8, &(DESCRIPTOR | 1).to_le_bytes());
+        // The notification vector; NDST is APIC 0.
+        nest.put(DESCRIPTOR + 34, &[NOTIFICATION as u8]);
+        nest.put(HANDLERS + 64 * u64::from(VECTOR), &VMCALL);
+        nest.enable_apic();
+        // Nested state holds no more than struct vmcs12 does: L1 writes the rest itself.
+        let first = assemble(SENDER, |a| {
+            for (encoding, value) in [
+                (0x2034, Tertiary::IPI_VIRTUALIZATION.bits()),
+                (0x2042, TABLE),
+                (0x0008, 1),
+            ] {
+                a.mov(eax, encoding)?;
+                a.mov(rbx, value)?;
+                a.vmwrite(rax, rbx)?;
+            }
+            a.jmp(ENTER)
+        });
+        nest.put(SENDER, &first);
+        nest.start();
+        let mut regs = nest.regs();
+        regs.rip = SENDER;
+        nest.set_state(CpuState {
+            regs: Some(regs),
+            ..CpuState::default()
+        });
+        assert_eq!(nest.resume(), Entry::Exit(reason), "id {id}");
+        if let Some(rip) = rip {
+            assert_eq!(nest.get(Field::GUEST_RIP), rip);
+            assert_eq!(nest.status(), (0, VECTOR));
+        } else {
+            assert_eq!(nest.get(Field::EXIT_QUALIFICATION), 0x300);
+            // Behind the WRMSR.
+            assert_eq!(nest.get(Field::GUEST_RIP), L2 + code.len() as u64 - 3);
+        }
+    }
 }

@@ -4,6 +4,7 @@
 use super::{Done, Outcome, Processor, Trap};
 use crate::decode;
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
+use nvmx_core::apic::ApicEffect;
 use nvmx_core::cpu::Activity;
 use nvmx_core::paging::{AccessKind as Kind, WalkFault};
 use nvmx_core::vcpu::Exit;
@@ -92,6 +93,23 @@ impl Processor {
             Virtualized::Done => None,
             Virtualized::Evaluated(recognized) => {
                 self.virtual_apic.recognized = recognized;
+                None
+            }
+            Virtualized::Notify {
+                vector,
+                destination,
+            } => {
+                const X2APIC: u64 = 1 << 10;
+                let is_x2apic = self.apic.base() & X2APIC != 0;
+                let id = if is_x2apic {
+                    destination
+                } else {
+                    destination >> 8 & 0xff
+                };
+                // Fixed, asserted, physical.
+                let command = u64::from(id) << 32 | 1 << 14 | u64::from(vector);
+                // Sending an interrupt needs nothing of user space.
+                let _ = self.apic_effect(ApicEffect::Ipi(command));
                 None
             }
             Virtualized::Exit(exit) => Some(exit),

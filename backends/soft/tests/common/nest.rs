@@ -20,7 +20,8 @@ pub(crate) const PAGE: u64 = 0x6_0000;
 pub(crate) const PAGE2: u64 = 0x6_1000;
 /// Top of L2's stack.
 pub(crate) const L2_STACK: u64 = 0x7_0000;
-const ENTER: u64 = 0x3_0000;
+/// Where L1 enters: VMLAUNCH.
+pub(crate) const ENTER: u64 = 0x3_0000;
 const EXITED: u64 = 0x3_0100;
 
 /// VMCALL.

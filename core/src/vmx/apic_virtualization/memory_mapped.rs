@@ -193,6 +193,10 @@ impl ApicVirtualization {
                 let vector = self.read(memory, VICR_LO) as u8;
                 self.virtualize_self_ipi(vmcs12, memory, vector)
             }
+            VICR_LO if self.ipi.is_some() && is_plain_ipi(self.read(memory, VICR_LO)) => {
+                let vector = self.read(memory, VICR_LO) as u8;
+                self.virtualize_ipi(memory, vector, self.read(memory, VICR_HI) >> 24)
+            }
             _ if offset & !3 == VICR_HI => {
                 let high = self.read(memory, VICR_HI) & 0xff00_0000;
                 self.write(memory, VICR_HI, high);
@@ -206,4 +210,11 @@ impl ApicVirtualization {
 /// Whether this interrupt command is one that the processor sends to itself.
 const fn is_self_ipi(command: u32) -> bool {
     command & VICR_MUST_BE_ZERO == 0 && command & VICR_SHORTHAND == VICR_SELF && command & 0xf0 != 0
+}
+
+/// Whether this interrupt command is one that IPI virtualization takes: fixed, edge-triggered, to a physical
+/// destination without shorthand.
+pub(super) const fn is_plain_ipi(command: u32) -> bool {
+    const LOGICAL: u32 = 1 << 11;
+    command & (VICR_MUST_BE_ZERO | VICR_SHORTHAND | LOGICAL) == 0
 }

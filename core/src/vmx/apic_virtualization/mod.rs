@@ -6,6 +6,7 @@
 //! runs) and answer with [`Virtualized`] what the processor has yet to do.
 
 mod cr8;
+mod ipi;
 mod memory_mapped;
 mod msr_based;
 mod posted_interrupts;
@@ -15,9 +16,11 @@ mod virtual_interrupts;
 #[cfg(test)]
 mod tests;
 
+pub use ipi::IpiVirtualization;
 pub use memory_mapped::{AccessKind, PageAccess};
 
-use super::controls::{PinBased, Primary, Secondary};
+use super::controls::{PinBased, Primary, Secondary, Tertiary};
+use super::entry::active_tertiary;
 use super::exit::VmExit;
 use super::{Field, Vmcs12};
 use crate::addr::L1Phys;
@@ -45,6 +48,8 @@ pub struct ApicVirtualization {
     pub eoi_exits: [u64; 4],
     /// "Process posted interrupts".
     pub posted: Option<PostedInterrupts>,
+    /// "IPI virtualization".
+    pub ipi: Option<IpiVirtualization>,
 }
 
 /// Where posted interrupts come from.
@@ -64,6 +69,14 @@ pub enum Virtualized {
     Done,
     /// Pending virtual interrupts were evaluated: whether one is recognized from now on.
     Evaluated(bool),
+    /// An interrupt was posted: a notification with this vector goes to the local APIC that NDST of the
+    /// descriptor names.
+    Notify {
+        /// Notification vector.
+        vector: u8,
+        /// NDST: in x2APIC mode an id, else an id in bits 15:8.
+        destination: u32,
+    },
     /// A trap-like VM exit, after the instruction or the delivery that did it.
     Exit(VmExit),
 }
@@ -95,6 +108,14 @@ impl ApicVirtualization {
             tpr_threshold: (word(Field::TPR_THRESHOLD) & 15) as u8,
             ..Self::default()
         };
+        if primary.contains(Primary::ACTIVATE_TERTIARY_CONTROLS)
+            && active_tertiary(vmcs12).contains(Tertiary::IPI_VIRTUALIZATION)
+        {
+            new.ipi = Some(IpiVirtualization {
+                table: L1Phys(vmcs12.get(Field::PID_POINTER_TABLE)),
+                last: vmcs12.get(Field::LAST_PID_POINTER_INDEX) as u16,
+            });
+        }
         if new.delivery {
             new.eoi_exits = [
                 vmcs12.get(Field::EOI_EXIT_BITMAP0),

@@ -1,7 +1,8 @@
 //! SDM Vol. 3C "Virtualizing MSR-Based APIC Accesses". The MSR bitmaps and the check of CPL go before;
 //! what is not virtualized here operates normally, on the local APIC that L2 shares with L1.
 
-use super::virtual_apic_state::{SELF_IPI, VEOI, VTPR};
+use super::memory_mapped::is_plain_ipi;
+use super::virtual_apic_state::{SELF_IPI, VEOI, VICR_LO, VTPR};
 use super::{ApicVirtualization, Virtualized};
 use crate::memory::GuestMemory;
 use crate::vmx::Vmcs12;
@@ -40,6 +41,8 @@ impl ApicVirtualization {
             return Ok(None);
         };
         let allowed = match offset {
+            // "Destination", shorthand, trigger and destination mode, delivery mode, vector.
+            VICR_LO if self.ipi.is_some() => !0xfff3_3000,
             VTPR => 0xff,
             VEOI if self.delivery => 0,
             SELF_IPI if self.delivery => 0xff,
@@ -51,6 +54,10 @@ impl ApicVirtualization {
         let _ = memory.write_u64(self.at(offset), value);
         Ok(Some(match offset {
             VTPR => self.virtualize_tpr(vmcs12, memory),
+            VICR_LO if is_plain_ipi(value as u32) => {
+                self.virtualize_ipi(memory, value as u8, (value >> 32) as u32)
+            }
+            VICR_LO => Virtualized::Exit(VmExit::apic_write(VICR_LO)),
             VEOI => self.virtualize_eoi(vmcs12, memory),
             // Vectors below 16 are illegal: L1 is to see to it.
             _ if value & 0xf0 == 0 => Virtualized::Exit(VmExit::apic_write(SELF_IPI)),

@@ -1,6 +1,6 @@
 //! The controls of a vmcs12 as typed sets.
 
-use crate::vmx::controls::{EntryControls, ExitControls, PinBased, Primary, Secondary};
+use crate::vmx::controls::{EntryControls, ExitControls, PinBased, Primary, Secondary, Tertiary};
 use crate::vmx::{Field, Vmcs12};
 
 /// Pin-based VM-execution controls.
@@ -26,6 +26,17 @@ pub fn active_secondary(vmcs12: &Vmcs12) -> Secondary {
         Secondary::from_bits_retain(vmcs12.get32(Field::SECONDARY_VM_EXEC_CONTROL))
     } else {
         Secondary::empty()
+    }
+}
+
+/// Tertiary processor-based VM-execution controls; none are set if the primary ones do not activate them.
+#[inline(always)]
+#[must_use]
+pub fn active_tertiary(vmcs12: &Vmcs12) -> Tertiary {
+    if primary(vmcs12).contains(Primary::ACTIVATE_TERTIARY_CONTROLS) {
+        Tertiary::from_bits_retain(vmcs12.get(Field::TERTIARY_VM_EXEC_CONTROL))
+    } else {
+        Tertiary::empty()
     }
 }
 

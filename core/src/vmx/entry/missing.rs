@@ -4,7 +4,7 @@
 //! Not among them: "conceal VMX from PT", which is carried out where no trace is kept, and the two
 //! VM-entry controls of SMM, which no entry outside SMM may set.
 
-use super::{active_secondary, entry_controls, exit_controls, primary};
+use super::{active_secondary, active_tertiary, entry_controls, exit_controls};
 use crate::vmx::Vmcs12;
 use crate::vmx::capability::ControlField;
 
@@ -22,13 +22,19 @@ macro_rules! missing {
 }
 
 missing! {
-    Primary 17 "\"activate tertiary controls\", SDM Vol. 3C \"Tertiary Processor-Based VM-Execution Controls\"";
     Secondary 21 "\"PASID translation\", SDM Vol. 3C \"PASID Translation\"";
     Secondary 24 "\"Intel PT uses guest physical addresses\", SDM Vol. 3C \"Intel PT Output and VMX\"";
     Secondary 27 "\"enable PCONFIG\", SDM Vol. 3C \"Changes to Instruction Behavior in VMX Non-Root Operation\"";
     Secondary 28 "\"enable ENCLV exiting\", SDM Vol. 3C \"Instructions That Cause VM Exits Conditionally\"";
     Secondary 30 "\"VMM bus-lock detection\", SDM Vol. 3C \"Other Causes of VM Exits\"";
     Secondary 31 "\"instruction timeout\", SDM Vol. 3C \"Other Causes of VM Exits\"";
+    Tertiary 0 "\"LOADIWKEY exiting\", SDM Vol. 3C \"Tertiary Processor-Based VM-Execution Controls\"";
+    Tertiary 1 "\"enable HLAT\", SDM Vol. 3C \"Hypervisor-Managed Linear-Address Translation\"";
+    Tertiary 2 "\"EPT paging-write control\", SDM Vol. 3C \"EPT Paging-Write Control\"";
+    Tertiary 3 "\"guest-paging verification\", SDM Vol. 3C \"Guest-Paging Verification\"";
+    Tertiary 6 "\"enable MSR-list instructions\", SDM Vol. 3C \"Tertiary Processor-Based VM-Execution Controls\"";
+    Tertiary 7 "\"virtualize IA32_SPEC_CTRL\", SDM Vol. 3C \"Tertiary Processor-Based VM-Execution Controls\"";
+    Tertiary 8 "\"APIC-timer virtualization\", SDM Vol. 3C \"Tertiary Processor-Based VM-Execution Controls\"";
     Exit 25 "\"clear IA32_RTIT_CTL\", SDM Vol. 3C \"VM-Exit Controls\"";
     Exit 26 "\"clear IA32_LBR_CTL\", SDM Vol. 3C \"VM-Exit Controls\"";
     Exit 27 "\"clear UINV\", SDM Vol. 3C \"VM-Exit Controls\"";
@@ -59,21 +65,21 @@ const fn mask(field: ControlField) -> u64 {
 #[must_use]
 pub fn unsupported(vmcs12: &Vmcs12) -> Option<&'static str> {
     const FIELDS: [(ControlField, u64); 4] = [
-        (ControlField::Primary, mask(ControlField::Primary)),
+        (ControlField::Tertiary, mask(ControlField::Tertiary)),
         (ControlField::Secondary, mask(ControlField::Secondary)),
         (ControlField::Exit, mask(ControlField::Exit)),
         (ControlField::Entry, mask(ControlField::Entry)),
     ];
     let values = [
-        primary(vmcs12).bits(),
-        active_secondary(vmcs12).bits(),
-        exit_controls(vmcs12).bits(),
-        entry_controls(vmcs12).bits(),
+        active_tertiary(vmcs12).bits(),
+        active_secondary(vmcs12).bits().into(),
+        exit_controls(vmcs12).bits().into(),
+        entry_controls(vmcs12).bits().into(),
     ];
     let (field, set) = FIELDS
         .iter()
         .zip(values)
-        .map(|(&(field, mask), value)| (field, u64::from(value) & mask))
+        .map(|(&(field, mask), value)| (field, value & mask))
         .find(|&(_, set)| set != 0)?;
     ROWS.iter()
         .find(|row| row.field == field && set >> row.bit & 1 != 0)
@@ -91,7 +97,11 @@ mod tests {
         for row in ROWS {
             let mut vmcs12 = valid_vmcs12();
             let field = match row.field {
-                ControlField::Primary => Field::CPU_BASED_VM_EXEC_CONTROL,
+                ControlField::Tertiary => {
+                    let primary = vmcs12.get(Field::CPU_BASED_VM_EXEC_CONTROL);
+                    vmcs12.set(Field::CPU_BASED_VM_EXEC_CONTROL, primary | 1 << 17);
+                    Field::TERTIARY_VM_EXEC_CONTROL
+                }
                 ControlField::Secondary => Field::SECONDARY_VM_EXEC_CONTROL,
                 ControlField::Exit => Field::VM_EXIT_CONTROLS,
                 ControlField::Entry => Field::VM_ENTRY_CONTROLS,

@@ -14,7 +14,9 @@ pub(crate) mod test_support;
 mod tests;
 mod timing;
 
-pub use active::{active_secondary, entry_controls, exit_controls, pin_based, primary, vpid};
+pub use active::{
+    active_secondary, active_tertiary, entry_controls, exit_controls, pin_based, primary, vpid,
+};
 pub use missing::unsupported;
 pub use pdptes::reload_pdptes;
 pub(crate) use timing::preemption_timer_to_save;

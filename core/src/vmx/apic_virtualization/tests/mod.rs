@@ -1,13 +1,14 @@
 //! One test a rule of the chapter, against values written down by hand.
 
+mod ipi;
 mod memory_mapped;
 mod msr_based;
 mod virtual_interrupts;
 
-use super::{ApicVirtualization, PostedInterrupts, Virtualized};
+use super::{ApicVirtualization, IpiVirtualization, PostedInterrupts, Virtualized};
 use crate::addr::L1Phys;
 use crate::memory::{GuestMemory, VecMemory};
-use crate::vmx::controls::{PinBased, Primary, Secondary};
+use crate::vmx::controls::{PinBased, Primary, Secondary, Tertiary};
 use crate::vmx::exit::{ExitReason, VmExit};
 use crate::vmx::{Field, Vmcs12};
 
@@ -118,6 +119,12 @@ fn controls_are_read_from_the_vmcs12() {
     vmcs12.set(Field::POSTED_INTR_NV, 0xf2);
     vmcs12.set(Field::POSTED_INTR_DESC_ADDR, DESCRIPTOR);
     vmcs12.set(Field::EOI_EXIT_BITMAP2, 4);
+    vmcs12.set(Field::PID_POINTER_TABLE, 0x3000);
+    vmcs12.set(Field::LAST_PID_POINTER_INDEX, 9);
+    vmcs12.set(
+        Field::TERTIARY_VM_EXEC_CONTROL,
+        Tertiary::IPI_VIRTUALIZATION.bits(),
+    );
     vmcs12.set(Field::SECONDARY_VM_EXEC_CONTROL, u64::MAX);
     vmcs12.set(
         Field::PIN_BASED_VM_EXEC_CONTROL,
@@ -128,7 +135,9 @@ fn controls_are_read_from_the_vmcs12() {
         ApicVirtualization::new(&vmcs12),
         ApicVirtualization::default()
     );
-    let primary = Primary::ACTIVATE_SECONDARY_CONTROLS | Primary::USE_TPR_SHADOW;
+    let primary = Primary::ACTIVATE_SECONDARY_CONTROLS
+        | Primary::ACTIVATE_TERTIARY_CONTROLS
+        | Primary::USE_TPR_SHADOW;
     vmcs12.set(Field::CPU_BASED_VM_EXEC_CONTROL, primary.bits().into());
     let all = ApicVirtualization {
         tpr_shadow: true,
@@ -143,6 +152,10 @@ fn controls_are_read_from_the_vmcs12() {
         posted: Some(PostedInterrupts {
             vector: 0xf2,
             descriptor: L1Phys(DESCRIPTOR),
+        }),
+        ipi: Some(IpiVirtualization {
+            table: L1Phys(0x3000),
+            last: 9,
         }),
     };
     assert_eq!(ApicVirtualization::new(&vmcs12), all);

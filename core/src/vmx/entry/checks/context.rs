@@ -7,7 +7,9 @@ use crate::personality::Difference;
 use crate::pmu;
 use crate::vmx::capability::{Capability, ControlField};
 use crate::vmx::controls::{EntryControls, ExitControls, PinBased, Primary, Secondary, Tertiary};
-use crate::vmx::entry::{active_secondary, entry_controls, exit_controls, pin_based, primary};
+use crate::vmx::entry::{
+    active_secondary, active_tertiary, entry_controls, exit_controls, pin_based, primary,
+};
 use crate::vmx::instructions::{
     page_address_is_valid, physical_address_is_valid, structure_address_is_valid,
 };
@@ -56,8 +58,7 @@ impl Context<'_> {
 
     #[inline(always)]
     pub(super) fn tertiary(&self, control: Tertiary) -> bool {
-        self.primary(Primary::ACTIVATE_TERTIARY_CONTROLS)
-            && self.get(Field::TERTIARY_VM_EXEC_CONTROL) & control.bits() != 0
+        active_tertiary(self.vmcs12).intersects(control)
     }
 
     #[inline(always)]
