@@ -148,3 +148,23 @@ fn faults() {
     header.expect(EXCEPTION, L2);
     assert_eq!(header.get(Field::VM_EXIT_INTR_INFO), 0x8000_0b0d);
 }
+
+/// CPUID.01H:ECX.OSXSAVE is CR4's of whoever runs, also behind an exit that changes it (SDM Vol. 2A "CPUID").
+#[test]
+fn osxsave_follows_the_exit() {
+    const OSXSAVE: u64 = 1 << 18;
+    for l1 in [0, OSXSAVE] {
+        let mut nest = Nest::of_profile(Some("max"), &VMCALL);
+        nest.set(Field::GUEST_CR4, nest.get(Field::GUEST_CR4) | OSXSAVE ^ l1);
+        nest.set(Field::HOST_CR4, nest.get(Field::HOST_CR4) | l1);
+        // mov eax, 1; cpuid; and on to where exits lead.
+        let exits_to = nest.get(Field::HOST_RIP);
+        let mut code = vec![0xb8, 1, 0, 0, 0, 0x0f, 0xa2, 0xe9];
+        code.extend((exits_to as i32 - (PAGE2 as i32 + 12)).to_le_bytes());
+        common::bare::put(&mut nest.vm, PAGE2, &code);
+        nest.set(Field::HOST_RIP, PAGE2);
+        assert_eq!(nest.enter(), Entry::Exit(VMCALL_EXIT));
+        let ecx = nest.regs().gpr[1];
+        assert_eq!(ecx >> 26 & 3, if l1 == 0 { 1 } else { 3 }, "XSAVE, OSXSAVE");
+    }
+}

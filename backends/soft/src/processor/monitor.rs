@@ -120,10 +120,13 @@ impl Processor {
     }
 
     /// Wakes from MWAIT, which is no activity state, and forgets the line.
+    #[inline]
     pub(super) fn stop_waiting(&mut self) {
-        if self.waits_for_store() {
-            self.cpu.activity = Activity::Active;
+        if self.monitor.armed.is_some() {
+            if self.waits_for_store() {
+                self.cpu.activity = Activity::Active;
+            }
+            self.monitor = Monitor::default();
         }
-        self.monitor = Monitor::default();
     }
 }
