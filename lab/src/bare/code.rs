@@ -104,7 +104,7 @@ fn second_stage(pieces: &[Piece], state: &CpuState) -> Result<Vec<u8>, IcedError
 }
 
 /// GDTR and IDTR as the image finds them, GDTR as the code here needs it, then the table: the code and data segments
-/// of the state at their selectors. 24 bytes, then a multiple of 8.
+/// of the state at their selectors. Pointers have room for the ten bytes of 64-bit mode.
 fn descriptor_table(sregs: &Sregs, at: u64) -> (Vec<u8>, Vec<u8>) {
     let mut table = vec![0_u8; 8 * SLOTS];
     for segment in [&sregs.ds, &sregs.cs] {
@@ -120,13 +120,13 @@ fn descriptor_table(sregs: &Sregs, at: u64) -> (Vec<u8>, Vec<u8>) {
         ((8 * SLOTS - 1) as u16, at + POINTERS),
     ] {
         pointers.extend(limit.to_le_bytes());
-        pointers.extend((base as u32).to_le_bytes());
-        pointers.extend([0; 2]);
+        pointers.extend(base.to_le_bytes());
+        pointers.extend([0; 6]);
     }
     (pointers, table)
 }
 
-const POINTERS: u64 = 24;
+const POINTERS: u64 = 48;
 const SLOTS: usize = 4;
 
 /// A flat segment as a descriptor (SDM Vol. 3A "Segment Descriptors").
@@ -141,7 +141,7 @@ fn code(data: u64, regs: &Regs, sregs: &Sregs) -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(32)?;
     let list = data + POINTERS + 8 * SLOTS as u64;
     boot_code::load(&mut a, list as u32)?;
-    a.lgdt(ptr((data + 16) as u32))?;
+    a.lgdt(ptr((data + 32) as u32))?;
     let long = sregs.cs.ar.contains(AccessRights::LONG);
     if long {
         boot_code::enable_long_mode(&mut a, sregs.cr3 as u32)?;
@@ -165,7 +165,7 @@ fn code(data: u64, regs: &Regs, sregs: &Sregs) -> Result<Vec<u8>, IcedError> {
 fn start(at: u64, long: bool, data: u64, regs: &Regs) -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(if long { 64 } else { 32 })?;
     a.lgdt(ptr(data as u32))?;
-    a.lidt(ptr((data + 8) as u32))?;
+    a.lidt(ptr((data + 16) as u32))?;
     a.push(2)?;
     if long {
         a.popfq()?;
