@@ -179,6 +179,15 @@ pub static STOP_ROWS: &[StopRow] = &[
         holds: |_, _, right| right.is_some_and(|why| why.starts_with("internal error 3")),
     },
     StopRow {
+        id: "kvm-apic-access-page",
+        reason: "an APIC-access page that is no RAM: KVM cannot map it and gives up on the VM with KVM_INTERNAL_ERROR_EMULATION (nested_get_vmcs12_pages)",
+        holds: |before, _, right| {
+            right.is_some_and(|why| why.starts_with("internal error 1"))
+                && before.get(Field::SECONDARY_VM_EXEC_CONTROL) & 1 != 0
+                && before.get(Field::APIC_ACCESS_ADDR) >= RAM
+        },
+    },
+    StopRow {
         id: "bochs-ia32e-died",
         reason: "after an entry to IA-32e mode without paging, which Bochs 2.7 lets pass (bochs-ia32e-without-paging), the emulator ends",
         holds: |before, left, right| {

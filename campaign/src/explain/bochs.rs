@@ -107,6 +107,24 @@ pub(super) static ROWS: &[Row] = &[
         },
     },
     Row {
+        id: "bochs-pending-behind-injection",
+        against: BOTH,
+        reason: "with blocking by MOV SS debug exceptions stay pending over the injection of a software interrupt (SDM Vol. 3C \"Delivery of Pending Debug Exceptions after VM Entry\"); Bochs 2.7 drops them at any injection",
+        holds: |p, d| {
+            let injected = p.before.get(Field::VM_ENTRY_INTR_INFO_FIELD);
+            let at_stub =
+                |record: &Record| record.vmcs12.get(Field::GUEST_RIP) & 0xfff == DEBUG_STUB;
+            let failed = ended(d).is_some_and(|(left, right)| matches!(left, 0 | 2) && right == 10);
+            p.before.get(Field::GUEST_INTERRUPTIBILITY_INFO) & 2 != 0
+                && injected >> 31 & 1 != 0
+                && matches!(injected >> 8 & 7, 4 | 5)
+                && p.before.get(Field::GUEST_PENDING_DBG_EXCEPTIONS)
+                    & (SINGLE_STEP | ENABLED_BREAKPOINT)
+                    != 0
+                && (at_stub(p.left) && !at_stub(p.right) || failed)
+        },
+    },
+    Row {
         id: "bochs-requested-privilege",
         against: BOTH,
         reason: "with \"unrestricted guest\" RPL of SS need not equal that of CS (SDM Vol. 3C \"Checks on Guest Segment Registers\"); Bochs 2.7 wants it",

@@ -6,13 +6,15 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "kvm-failed-entry-sync",
         against: &[Against::Kvm],
-        reason: "where the processor refuses guest state, KVM saves L2's state as at any exit (nested_vmx_vmexit, sync_vmcs02_to_vmcs12), with the activity state that L0 entered, DR7 with its fixed bit, and the IA32_EFER that L2 would have had where the entry loads none",
+        reason: "where the processor refuses guest state, KVM saves L2's state as at any exit (nested_vmx_vmexit, sync_vmcs02_to_vmcs12), with the activity state that L0 entered, DR7 with its fixed bit, the IA32_EFER that L2 would have had where the entry loads none, and what the MSR-load list wrote",
         holds: |p, d| {
             p.reason() == u64::from(INVALID_GUEST_STATE)
                 && (is(d, Field::GUEST_ACTIVITY_STATE) && d.right == 0
                     || is(d, Field::GUEST_DR7) && d.right == (d.left & 0xffff_2bff | 0x400)
                     || is(d, Field::GUEST_IA32_EFER)
-                        && p.before.get(Field::VM_ENTRY_CONTROLS) >> 15 & 1 == 0)
+                        && p.before.get(Field::VM_ENTRY_CONTROLS) >> 15 & 1 == 0
+                    || d.what.starts_with("GUEST_SYSENTER_")
+                        && p.before.get(Field::VM_ENTRY_MSR_LOAD_COUNT) != 0)
         },
     },
     Row {
