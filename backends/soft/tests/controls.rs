@@ -231,3 +231,37 @@ fn cpuid_faulting() {
         nest.expect(if faults { 0 } else { 10 }, L2);
     }
 }
+
+/// With "virtualize IA32_SPEC_CTRL" L2 reads what it wrote, and L1's mask keeps the register's bits.
+#[test]
+fn spec_ctrl_has_a_shadow() {
+    const SPEC_CTRL: u32 = 0x48;
+    // mov ecx, 48H; mov eax, 4; xor edx, edx; wrmsr; xor eax, eax; rdmsr; vmcall
+    let code = [
+        0xb9, 0x48, 0, 0, 0, 0xb8, 4, 0, 0, 0, 0x31, 0xd2, 0x0f, 0x30, 0x31, 0xc0, 0x0f, 0x32,
+        0x0f, 0x01, 0xc1,
+    ];
+    for (virtualize, register) in [(true, 5), (false, 4)] {
+        let mut nest = Nest::of_profile(Some("max"), &code);
+        nest.vm.set_personality(Personality::Sdm);
+        // IBRS and SSBD, which the profiles leave out on soft, and the control with them.
+        let mut cpuid = nest.state().cpuid.expect("CPUID");
+        for entry in cpuid.iter_mut().filter(|entry| entry.leaf == 7) {
+            entry.edx |= 1 << 26 | 1 << 31;
+        }
+        nest.set_state(CpuState {
+            cpuid: Some(cpuid),
+            msrs: Some([(SPEC_CTRL, 1), (msr::IA32_VMX_PROCBASED_CTLS3, 1 << 7)].into()),
+            ..CpuState::default()
+        });
+        let primary = Primary::ACTIVATE_TERTIARY_CONTROLS | Primary::USE_MSR_BITMAPS;
+        nest.on(Field::CPU_BASED_VM_EXEC_CONTROL, primary.bits());
+        nest.set(Field::MSR_BITMAP, PAGE);
+        let control = if virtualize { 1 << 7 } else { 0 };
+        let fields = [(0x2034, control), (0x204a, 1), (0x204c, 0)];
+        assert_eq!(nest.enter_with(&fields), Entry::Exit(VMCALL_EXIT));
+        assert_eq!(nest.regs().gpr[0], 4, "what L2 reads");
+        let msrs = nest.state().msrs.expect("MSRs");
+        assert_eq!(msrs.get(&SPEC_CTRL), Some(&register));
+    }
+}

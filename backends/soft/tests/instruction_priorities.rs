@@ -15,6 +15,7 @@ use nvmx_core::vmx::intercepts::priority::{First, INSTRUCTIONS};
 const TSS: u64 = 0xb000;
 const TSD: u64 = 1 << 2;
 const DE: u64 = 1 << 3;
+const UMIP: u64 = 1 << 11;
 const OSXSAVE: u64 = 1 << 18;
 /// A linear address that nothing maps: in the second GiB.
 const UNMAPPED: [u8; 4] = 0x7000_0000_u32.to_le_bytes();
@@ -106,6 +107,11 @@ fn cases() -> Vec<Case> {
         case("privilege.tsd", 15, &[0x0f, 0x33], |n| {
             user(n);
             primary(n, Primary::RDPMC_EXITING);
+        }),
+        case("privilege.umip", 46, &[0x0f, 0x01, 0x00], |n| {
+            user(n);
+            cr4(n, UMIP);
+            secondary(n, Secondary::DESCRIPTOR_TABLE_EXITING);
         }),
         case("privilege.io", 30, &[0xec], |n| {
             user(n);

@@ -241,28 +241,12 @@ fn l2_sends_without_an_exit() {
         nest.put(DESCRIPTOR + 34, &[NOTIFICATION as u8]);
         nest.put(HANDLERS + 64 * u64::from(VECTOR), &VMCALL);
         nest.enable_apic();
-        // Nested state holds no more than struct vmcs12 does: L1 writes the rest itself.
-        let first = assemble(SENDER, |a| {
-            for (encoding, value) in [
-                (0x2034, Tertiary::IPI_VIRTUALIZATION.bits()),
-                (0x2042, TABLE),
-                (0x0008, 1),
-            ] {
-                a.mov(eax, encoding)?;
-                a.mov(rbx, value)?;
-                a.vmwrite(rax, rbx)?;
-            }
-            a.jmp(ENTER)
-        });
-        nest.put(SENDER, &first);
-        nest.start();
-        let mut regs = nest.regs();
-        regs.rip = SENDER;
-        nest.set_state(CpuState {
-            regs: Some(regs),
-            ..CpuState::default()
-        });
-        assert_eq!(nest.resume(), Entry::Exit(reason), "id {id}");
+        let fields = [
+            (0x2034, Tertiary::IPI_VIRTUALIZATION.bits()),
+            (0x2042, TABLE),
+            (0x0008, 1),
+        ];
+        assert_eq!(nest.enter_with(&fields), Entry::Exit(reason), "id {id}");
         if let Some(rip) = rip {
             assert_eq!(nest.get(Field::GUEST_RIP), rip);
             assert_eq!(nest.status(), (0, VECTOR));

@@ -31,6 +31,7 @@ pub(super) const INVPCID: Feature = feature(7, 0, 1, 10);
 pub(super) const MPX: Feature = feature(7, 0, 1, 14);
 pub(super) const RDSEED: Feature = feature(7, 0, 1, 18);
 pub(super) const WAITPKG: Feature = feature(7, 0, 2, 5);
+pub(super) const IBRS: Feature = feature(7, 0, 3, 26);
 pub(super) const XSAVES: Feature = feature(0xd, 1, 0, 3);
 pub(super) const RDTSCP: Feature = feature(0x8000_0001, 0, 3, 27);
 

@@ -9,6 +9,7 @@ pub mod exit;
 pub mod fields;
 pub mod instructions;
 pub mod intercepts;
+pub mod spec_ctrl;
 pub mod state;
 pub mod virtualization_exception;
 pub mod vmcs12;

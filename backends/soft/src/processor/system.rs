@@ -13,6 +13,7 @@ use nvmx_core::pmu;
 use nvmx_core::vmx::entry;
 use nvmx_core::vmx::exit::{self, VmExit};
 use nvmx_core::vmx::intercepts::{DescriptorTableInstruction, SystemSegmentInstruction};
+use nvmx_core::vmx::spec_ctrl;
 use nvmx_core::x86::control::{cr0, cr4};
 use nvmx_core::x86::cr_write::is_canonical;
 use nvmx_core::x86::{Exception, Gpr, cpuid};
@@ -143,6 +144,7 @@ impl Processor {
             }
         }
         let value = match msr::read(&self.cpu, number) {
+            Ok(_) if spec_ctrl::is_virtualized(&self.cpu, number) => spec_ctrl::read(&self.cpu),
             Ok(MsrRead::Value(value)) => value,
             Ok(MsrRead::Apic) => self
                 .apic
@@ -172,6 +174,10 @@ impl Processor {
                 .write_msr(vmcs12, &self.ram, number, value)?;
             if let Some(virtualized) = virtualized {
                 return self.virtualized(virtualized, instruction.len());
+            }
+            if spec_ctrl::is_virtualized(&self.cpu, number) {
+                spec_ctrl::write(&mut self.cpu, value).map_err(msr_trap)?;
+                return Ok(Done::Retired);
             }
         }
         match msr::write(&mut self.cpu, number, value) {

@@ -20,8 +20,9 @@ pub(crate) const PAGE: u64 = 0x6_0000;
 pub(crate) const PAGE2: u64 = 0x6_1000;
 /// Top of L2's stack.
 pub(crate) const L2_STACK: u64 = 0x7_0000;
-/// Where L1 enters: VMLAUNCH.
-pub(crate) const ENTER: u64 = 0x3_0000;
+const ENTER: u64 = 0x3_0000;
+/// L1's VMWRITEs.
+const WRITES: u64 = 0x3_1000;
 const EXITED: u64 = 0x3_0100;
 
 /// VMCALL.
@@ -173,6 +174,32 @@ impl Nest {
     /// Enters L2 with the vmcs12 as it is now and runs until L1 halts.
     pub(crate) fn enter(&mut self) -> Entry {
         self.start();
+        self.resume()
+    }
+
+    /// As [`Self::enter`], behind VMWRITEs of L1's: of fields, by encoding, that nested state has no room for.
+    pub(crate) fn enter_with(&mut self, fields: &[(u32, u64)]) -> Entry {
+        self.start();
+        let mut regs = self.regs();
+        let mut code = Vec::new();
+        for (encoding, value) in fields {
+            // mov eax, encoding; mov rbx, value; vmwrite rax, rbx
+            code.push(0xb8);
+            code.extend(encoding.to_le_bytes());
+            code.extend([0x48, 0xbb]);
+            code.extend(value.to_le_bytes());
+            code.extend([0x0f, 0x79, 0xc3]);
+        }
+        // jmp to the entry
+        let next = WRITES + code.len() as u64 + 5;
+        code.push(0xe9);
+        code.extend((regs.rip.wrapping_sub(next) as u32).to_le_bytes());
+        put(&mut self.vm, WRITES, &code);
+        regs.rip = WRITES;
+        self.set_state(CpuState {
+            regs: Some(regs),
+            ..CpuState::default()
+        });
         self.resume()
     }
 

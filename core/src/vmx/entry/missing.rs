@@ -33,7 +33,6 @@ missing! {
     Tertiary 2 "\"EPT paging-write control\", SDM Vol. 3C \"EPT Paging-Write Control\"";
     Tertiary 3 "\"guest-paging verification\", SDM Vol. 3C \"Guest-Paging Verification\"";
     Tertiary 6 "\"enable MSR-list instructions\", SDM Vol. 3C \"Tertiary Processor-Based VM-Execution Controls\"";
-    Tertiary 7 "\"virtualize IA32_SPEC_CTRL\", SDM Vol. 3C \"Tertiary Processor-Based VM-Execution Controls\"";
     Tertiary 8 "\"APIC-timer virtualization\", SDM Vol. 3C \"Tertiary Processor-Based VM-Execution Controls\"";
     Exit 25 "\"clear IA32_RTIT_CTL\", SDM Vol. 3C \"VM-Exit Controls\"";
     Exit 26 "\"clear IA32_LBR_CTL\", SDM Vol. 3C \"VM-Exit Controls\"";

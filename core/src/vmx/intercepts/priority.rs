@@ -48,6 +48,8 @@ rows! {
         "MONITOR and MWAIT at CPL 3: #UD, before \"MONITOR exiting\" and \"MWAIT exiting\"";
     "privilege.tsd" "Relative Priority of Faults and VM Exits" GP,
         "RDTSC with CR4.TSD at CPL 3, RDPMC without CR4.PCE: #GP(0), before their exits";
+    "privilege.umip" "Relative Priority of Faults and VM Exits" GP,
+        "SGDT and its like with CR4.UMIP at CPL 3: #GP(0), before \"descriptor-table exiting\"";
     "privilege.io" "Relative Priority of Faults and VM Exits" GP,
         "IN and OUT that IOPL and the TSS's bitmap do not permit: #GP(0), before I/O exits";
     "privilege.mov_dr" "Instructions That Cause VM Exits Conditionally" Exit,
