@@ -14,12 +14,15 @@ const GUESTS: [&str; 9] = [
     "exits", "ept", "events", "timers", "shadow", "failures", "control", "switches", "modes",
 ];
 
+/// Says what it saw, or what is wrong.
+type Check = fn() -> Result<String, String>;
+
 fn main() -> ExitCode {
     if let Err(missing) = nvmx_lab::bare::is_installed() {
         println!("SKIPPED: {}", missing.reason);
         return ExitCode::SUCCESS;
     }
-    let checks: [(&str, fn() -> Result<String, String>); 3] = [
+    let checks: [(&str, Check); 3] = [
         ("campaign", campaign),
         ("kept cases", kept_cases),
         ("report logs", report_logs),

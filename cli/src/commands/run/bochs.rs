@@ -53,7 +53,7 @@ pub(super) fn run(options: &Run, guest: &image::Guest, limit: Duration) -> anyho
 
 fn config(options: &Run) -> anyhow::Result<BareConfig> {
     let mib = options.guest.memory_size() >> 20;
-    if options.guest.memory_size() % (1 << 20) != 0 {
+    if !options.guest.memory_size().is_multiple_of(1 << 20) {
         bail!("bare Bochs has whole MiB of RAM");
     }
     if options.smp != 1 {
