@@ -12,11 +12,13 @@ mod system;
 
 use crate::base::{self, CODE_BASES, CodeBase};
 use crate::case::{Case, Code, Hex, Mutation, Named};
-use crate::layout::arena;
+use crate::layout::{self, arena};
 use crate::random::Random;
 use crate::session::Cases;
+use crate::wire::Record;
 use classes::{CLASSES, Class, Modes};
 use emit::Emit;
+use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, Mnemonic, NasmFormatter};
 use nvmx_core::cpu::Model;
 use nvmx_core::vmx::capability::Capability;
 use nvmx_core::vmx::{Field, Vmcs12};
@@ -137,25 +139,64 @@ fn distinct(words: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     kept
 }
 
-/// What a case's code says, an instruction a line.
+impl Case {
+    /// Whether L2 has the arena.
+    pub(crate) fn is_code(&self) -> bool {
+        base::find_code(&self.base).is_some()
+    }
+
+    /// The instructions of its code.
+    pub(crate) fn instructions(&self) -> Vec<Instruction> {
+        let bits = base::find_code(&self.base).map_or(64, |code| code.bits);
+        let options = DecoderOptions::NONE;
+        let mut decoder = Decoder::with_ip(bits, &self.code.0, self.code_address(), options);
+        decoder.iter().collect()
+    }
+
+    /// Whether such an instruction is among them.
+    pub(crate) fn has(&self, is: impl Fn(Mnemonic) -> bool) -> bool {
+        self.instructions()
+            .iter()
+            .any(|instruction| is(instruction.mnemonic()))
+    }
+
+    pub(crate) fn has_iret(&self) -> bool {
+        self.has(|mnemonic| matches!(mnemonic, Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq))
+    }
+}
+
+/// The vector whose stub L2 got to.
+pub(crate) fn arrived(record: &Record) -> Option<u64> {
+    let rip: u64 = record.vmcs12.get(Field::GUEST_RIP);
+    let base: u64 = record.vmcs12.get(Field::GUEST_CS_BASE);
+    let stubs = match base {
+        layout::REAL => layout::REAL + 0x1000,
+        _ => arena::STUBS,
+    };
+    let offset = base.wrapping_add(rip).wrapping_sub(stubs);
+    (offset < 0x1000).then_some(offset / 16)
+}
+
+/// The vector whose stub L2 got to, or that made it exit.
+pub(crate) fn met(record: &Record) -> Option<u64> {
+    let information: u64 = record.vmcs12.get(Field::VM_EXIT_INTR_INFO);
+    if record.vmcs12.get(Field::VM_EXIT_REASON) == 0 {
+        Some(information & 0xff)
+    } else {
+        arrived(record)
+    }
+}
+
+/// What a case's code says.
 #[must_use]
 pub fn disassemble(case: &Case) -> String {
-    use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
-    let bits = base::find_code(&case.base).map_or(64, |code| code.bits);
-    let mut decoder = Decoder::with_ip(
-        bits,
-        &case.code.0,
-        case.code_address(),
-        DecoderOptions::NONE,
-    );
     let mut formatter = NasmFormatter::new();
-    let mut text = Vec::new();
-    while decoder.can_decode() {
+    let text = case.instructions().into_iter().map(|instruction| {
         let mut line = String::new();
-        formatter.format(&decoder.decode(), &mut line);
-        text.push(line);
-    }
-    text.join("; ")
+        formatter.format(&instruction, &mut line);
+        line
+    });
+    text.collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! otherwise than the SDM is one, but not the model's.
 
 mod bochs;
+mod code;
+mod information;
 mod kvm;
 mod undefined;
 
@@ -49,7 +51,11 @@ const ENABLED_BREAKPOINT: u64 = 1 << 12;
 
 /// All rows that explain single differences.
 pub fn rows() -> impl Iterator<Item = &'static Row> {
-    undefined::ROWS.iter().chain(kvm::ROWS).chain(bochs::ROWS)
+    undefined::ROWS
+        .iter()
+        .chain(kvm::ROWS)
+        .chain(bochs::ROWS)
+        .chain(code::ROWS)
 }
 
 fn is(difference: &Difference, field: Field) -> bool {

@@ -129,7 +129,13 @@ fn differences(left: &Record, right: &Record) -> Vec<Difference> {
         let (a, b) = (left.vmcs12.get(field), right.vmcs12.get(field));
         (a != b).then(|| difference(field.to_string(), a, b))
     });
-    let others = left.others().zip(right.others());
+    // The words that changed say it all, if all are there.
+    let is_whole = [left, right]
+        .iter()
+        .all(|record| record.changes.len() < crate::layout::record::MAX_CHANGES);
+    let others = left.others().zip(right.others()).filter(|((what, _), _)| {
+        !(is_whole && matches!(what.as_str(), "words changed" | "digest of changes"))
+    });
     let addresses: BTreeSet<_> = left.changes.keys().chain(right.changes.keys()).collect();
     let memory = addresses.into_iter().filter_map(|address| {
         let flipped = |record: &Record| record.changes.get(address).copied().unwrap_or_default();

@@ -250,7 +250,8 @@ pub mod arena {
         (IDT_32, 0x1000, COPY),
         (STACK, 0x2000, COPY),
         (DATA, DATA_PAGES << 12, COPY),
-        (VIRTUAL_APIC, 0x400, COPY),
+        (VIRTUAL_APIC, 0x1000, COPY),
+        (APIC_ACCESS, 0x1000, COPY),
         (PML + 0xf80, 0x80, COPY),
         (VE_INFORMATION, 0x40, COPY),
         (

@@ -248,6 +248,11 @@ differences! {
         kvm: "VMCALL of L1 is a hypercall of L0's guest, at any privilege, flags untouched"
             in "kvm_emulate_hypercall"
         why: "L1 is a guest of KVM's before it is a hypervisor";
+    MonitorMwait "monitor-mwait" "MONITOR, MWAIT"
+        sdm: "MONITOR and MWAIT are #UD where CPUID lacks them"
+        kvm: "they exit to L1 if it asked for that, and do nothing else"
+            in "kvm_emulate_monitor_mwait (KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS)"
+        why: "old guests of KVM ran them without a look at CPUID";
     SysenterAddress "sysenter-address" "WRMSR"
         sdm: "a non-canonical IA32_SYSENTER_ESP or IA32_SYSENTER_EIP is #GP"
         kvm: "the address is sign-extended"

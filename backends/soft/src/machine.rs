@@ -114,9 +114,6 @@ fn intercepts(processor: &Processor) -> Intercepts {
     if processor.iret_ends_blocking() {
         set = set.with(Intercept::Iret);
     }
-    if processor.outside.together {
-        set = set.with(Intercept::Pause);
-    }
     if processor.cpu.sregs.cr4 & cr4::UMIP != 0 {
         for intercept in [
             Intercept::CrRead(0),
@@ -143,11 +140,6 @@ fn intercepts(processor: &Processor) -> Intercepts {
             wanted.primary.contains(Primary::INVLPG_EXITING),
             Intercept::Invlpg,
         ),
-        (
-            wanted.primary.contains(Primary::PAUSE_EXITING)
-                || wanted.secondary.contains(Secondary::PAUSE_LOOP_EXITING),
-            Intercept::Pause,
-        ),
     ] {
         if on {
             set = set.with(intercept);
@@ -167,8 +159,6 @@ fn intercepts(processor: &Processor) -> Intercepts {
             Intercept::GdtrRead,
             Intercept::LdtrRead,
             Intercept::TrRead,
-            Intercept::IdtrWrite,
-            Intercept::GdtrWrite,
             Intercept::LdtrWrite,
             Intercept::TrWrite,
         ] {

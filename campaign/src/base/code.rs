@@ -56,6 +56,12 @@ impl Fields {
         for (field, value) in ARENA {
             self.set(*field, *value);
         }
+        for register in [4, 5] {
+            let place = |first: Field| Field(first.0 + 2 * register);
+            self.set(place(Field::GUEST_ES_SELECTOR), selector::DATA.into());
+            self.set(place(Field::GUEST_ES_LIMIT), 0xffff_ffff);
+            self.set(place(Field::GUEST_ES_AR_BYTES), ar::DATA);
+        }
     }
 
     fn arena_ept(&mut self) {
@@ -98,7 +104,7 @@ impl Fields {
         };
         self.set(Field::GUEST_CS_SELECTOR, selector.into());
         self.set(Field::GUEST_CS_AR_BYTES, code | USER);
-        for register in [0, 2, 3] {
+        for register in [0, 2, 3, 4, 5] {
             self.set(
                 Field(Field::GUEST_ES_SELECTOR.0 + 2 * register),
                 selector::USER_DATA.into(),
@@ -169,6 +175,16 @@ pub static CODE_BASES: &[CodeBase] = &[
         f.arena();
         f.real();
         f.set(Field::EPT_POINTER, arena::EPT | 0x1e);
+        for register in [4, 5] {
+            for first in [
+                Field::GUEST_ES_SELECTOR,
+                Field::GUEST_ES_BASE,
+                Field::GUEST_ES_LIMIT,
+                Field::GUEST_ES_AR_BYTES,
+            ] {
+                f.set(Field(first.0 + 2 * register), f.value(first));
+            }
+        }
     }),
     user("code-user", 64, |f| {
         f.arena();
@@ -191,6 +207,9 @@ const ARENA: &[(Field, u64)] = &[
     (Field::GUEST_CR0, 0x8001_0031),
     (Field::GUEST_CR3, arena::PAGING),
     (Field::GUEST_IA32_EFER, EFER),
+    // Ports of the lab's machine are slow.
+    (Field::VMX_PREEMPTION_TIMER_VALUE, 0x10_0000),
+    (Field::TSC_MULTIPLIER, 1 << 48),
     (Field::GUEST_RIP, arena::CODE),
     (Field::GUEST_RSP, arena::STACK_TOP),
     (Field::GUEST_IDTR_BASE, arena::IDT_64),

@@ -156,7 +156,11 @@ pub(super) static CLASSES: &[Class] = &[
         }
     }),
     class("SMSW", 3, |e| {
-        let prefix = touch::size(e);
+        // What a wider register gets in its upper half is undefined.
+        let prefix = Prefix {
+            other_size: e.bits != 16,
+            ..Prefix::default()
+        };
         e.either(prefix, &[0x0f, 0x01], 4);
     }),
     primary(
@@ -201,8 +205,12 @@ pub(super) static CLASSES: &[Class] = &[
     ),
     secondary(
         class("PAUSE loop", 1, |e| {
-            let times = e.random.below(6) + 1;
-            e.put(CX, times);
+            let times = e.random.below(6) as u8 + 1;
+            // MOV ECX, or CX.
+            e.raw(&[0xb9, times, 0]);
+            if e.bits != 16 {
+                e.raw(&[0, 0]);
+            }
             // PAUSE; LOOP back to it.
             e.raw(&[0xf3, 0x90, 0xe2, 0xfc]);
         }),

@@ -131,7 +131,7 @@ impl<'a> Emit<'a> {
     pub(super) fn aim(&mut self) -> u64 {
         if self.is_real {
             return match self.random.below(12) {
-                0 => layout::REAL + 0xffff,
+                0 => layout::REAL + 0x8000,
                 1 => layout::REAL + 0x2ff0,
                 _ => self.data(),
             };
@@ -143,7 +143,7 @@ impl<'a> Emit<'a> {
                 0x8000_0000_0000,
                 0xffff_7fff_ffff_ffff,
                 0xffff_8000_0000_0000,
-                0x7fff_ffff_fffc,
+                0x7fff_ffff_fff0,
                 u64::MAX,
                 1 << 63,
             ]),

@@ -16,8 +16,13 @@ pub(super) fn physical(e: &Emit<'_>, address: u64) -> u64 {
 
 /// Clears registers whose values depend on time or chance.
 pub(super) fn forget(e: &mut Emit<'_>, registers: &[u8]) {
+    let prefix = Prefix {
+        other_size: e.bits == 16,
+        wide: true,
+        ..Prefix::default()
+    };
     for &register in registers {
-        e.registers(Prefix::default(), &[0x31], register, register);
+        e.registers(prefix, &[0x31], register, register);
     }
 }
 
@@ -373,11 +378,7 @@ pub(super) fn random_number(e: &mut Emit<'_>, digit: u8) {
     let register = e.register();
     let prefix = size(e);
     e.registers(prefix, &[0x0f, 0xc7], digit, register);
-    let whole = Prefix {
-        wide: true,
-        ..Prefix::default()
-    };
-    e.registers(whole, &[0x31], register, register);
+    forget(e, &[register]);
 }
 
 pub(super) fn segment(e: &mut Emit<'_>) {

@@ -43,7 +43,8 @@ pub(super) static ROWS: &[Row] = &[
         holds: |p, d| {
             is(d, Field::GUEST_CS_AR_BYTES)
                 && (d.left ^ d.right) & !0xe == 0
-                && p.left.vmcs12.get(Field::GUEST_CR0) & 1 == 0
+                && (p.left.vmcs12.get(Field::GUEST_CR0) & 1 == 0
+                    || p.before.get(Field::GUEST_CR0) & 1 == 0)
         },
     },
     Row {
@@ -78,9 +79,10 @@ pub(super) static ROWS: &[Row] = &[
         against: BOTH,
         reason: "the base of a data segment that got a null selector on the way out of virtual-8086 mode means nothing (SDM Vol. 3A \"Virtual-8086 Mode\": the registers are cleared); Bochs keeps it",
         holds: |p, d| {
-            (is(d, Field::GUEST_FS_BASE) || is(d, Field::GUEST_GS_BASE))
+            (is(d, Field::GUEST_FS_BASE) && p.left.vmcs12.get(Field::GUEST_FS_SELECTOR) == 0
+                || is(d, Field::GUEST_GS_BASE) && p.left.vmcs12.get(Field::GUEST_GS_SELECTOR) == 0)
                 && d.left == 0
-                && p.before.get(Field::GUEST_RFLAGS) & VIRTUAL_8086 != 0
+                && (p.before.get(Field::GUEST_RFLAGS) & VIRTUAL_8086 != 0 || p.case.has_iret())
                 && p.left.vmcs12.get(Field::GUEST_RFLAGS) & VIRTUAL_8086 == 0
         },
     },

@@ -73,11 +73,15 @@ pub(super) fn flush(a: &mut CodeAssembler) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// Debug registers and CR8, which no VMCS saves.
+/// Debug registers and CR8, which no VMCS saves; L2's x87 and SSE state goes.
 pub(super) fn after_exit(a: &mut CodeAssembler) -> Result<(), BuildError> {
     let mut done = a.create_label();
     a.test(dword_ptr(r12 + 8), flag::ARENA)?;
     a.je(done)?;
+    a.fninit()?;
+    for register in [xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7] {
+        a.xorps(register, register)?;
+    }
     let debug = record::DEBUG as i32;
     for (index, register) in [dr0, dr1, dr2, dr3, dr6].into_iter().enumerate() {
         a.mov(rax, register)?;

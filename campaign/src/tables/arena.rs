@@ -88,13 +88,24 @@ fn pages() -> impl Iterator<Item = u64> {
     arena::START >> 12..arena::END >> 12
 }
 
+/// A leaf for a page of the arena. Pages that are not looked at after a case cannot be written.
+fn leaf(page: u64) -> u64 {
+    const WRITABLE: u64 = 2;
+    let address = page << 12;
+    let read_only = matches!(
+        address,
+        arena::STUBS | arena::IDT_64 | arena::VE_INFORMATION | arena::EPTP_LIST | arena::PML
+    ) || address >= arena::PAGING;
+    address | LEAF & !(if read_only { WRITABLE } else { 0 })
+}
+
 fn paging(base: u64, user: u64) -> Vec<u8> {
     let mut tables = vec![0; 4 * 512];
     tables[0] = (base + 0x1000) | TABLE | user;
     tables[512] = (base + 0x2000) | TABLE | user;
     tables[1024 + (arena::START >> 21) as usize] = (base + 0x3000) | TABLE | user;
     for page in pages() {
-        tables[1536 + (page & 511) as usize] = page << 12 | LEAF | user;
+        tables[1536 + (page & 511) as usize] = leaf(page) | user;
     }
     quads(&tables)
 }
@@ -105,7 +116,7 @@ fn pae(base: u64, user: u64) -> Vec<u8> {
     tables[0] = (base + 0x1000) | 1;
     tables[512 + (arena::START >> 21) as usize] = (base + 0x2000) | TABLE | user;
     for page in pages() {
-        tables[1024 + (page & 511) as usize] = page << 12 | LEAF | user;
+        tables[1024 + (page & 511) as usize] = leaf(page) | user;
     }
     if user != 0 {
         tables[512] = (base + 0x3000) | TABLE | user;
@@ -124,7 +135,7 @@ fn legacy() -> Vec<u8> {
     let mut tables = vec![0_u32; 2 * 1024];
     tables[0] = (arena::LEGACY + 0x1000) as u32 | TABLE as u32;
     for page in pages() {
-        tables[1024 + page as usize] = (page << 12 | LEAF) as u32;
+        tables[1024 + page as usize] = leaf(page) as u32;
     }
     tables
         .iter()

@@ -112,9 +112,7 @@ pub fn apply_payload(cpu: &mut Cpu, exception: &Exception) {
             } else {
                 dr6 & !DR6_RTM
             };
-            cpu.debug.dr7 &= !DR7_GD;
-            // SDM Vol. 3B "IA32_DEBUGCTL MSR": a debug exception ends branch records and branch steps.
-            cpu.msrs.debugctl &= !DEBUGCTL_LBR_BTF;
+            enter_debug_handler(cpu);
         }
         _ => {}
     }
@@ -130,6 +128,13 @@ pub fn apply_payload(cpu: &mut Cpu, exception: &Exception) {
     if is_fault {
         cpu.regs.rflags |= rflags::RF;
     }
+}
+
+/// What a debug exception turns off, that of INT1 too (SDM Vol. 3B "Debug Control Register (DR7)",
+/// "IA32_DEBUGCTL MSR": branch records and branch steps).
+pub fn enter_debug_handler(cpu: &mut Cpu) {
+    cpu.debug.dr7 &= !DR7_GD;
+    cpu.msrs.debugctl &= !DEBUGCTL_LBR_BTF;
 }
 
 const DR6_RTM: u64 = 1 << 16;

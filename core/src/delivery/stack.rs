@@ -2,6 +2,7 @@
 //! Stack", Vol. 3A "Limit Checking").
 
 use super::{DeliveryFault, LinearMemory, Privilege};
+use crate::addr::L2Phys;
 use crate::paging::WalkFault;
 use crate::vmx::apic_virtualization::{AccessKind, PageAccess};
 use crate::vmx::ept::EptFault;
@@ -9,7 +10,7 @@ use crate::x86::cr_write::is_canonical;
 use crate::x86::{AccessRights, Exception, Segment};
 
 /// A fault is met by the first push, the topmost item, not by the frame as a whole.
-fn first_push(fault: WalkFault, distance: u64) -> WalkFault {
+fn first_push(fault: WalkFault, bottom: u64, distance: u64) -> WalkFault {
     /// Exit qualification bit 8: the access itself, not one to a paging entry.
     const FINAL_ADDRESS: u64 = 1 << 8;
     match fault {
@@ -31,6 +32,14 @@ fn first_push(fault: WalkFault, distance: u64) -> WalkFault {
                 guest_linear: guest_linear.map(|address| address.wrapping_add(distance)),
                 qualification,
                 convertible,
+            })
+        }
+        // An address in the frame, not that of a paging entry.
+        WalkFault::Ept(EptFault::Misconfiguration { guest_physical })
+            if guest_physical.0 & 0xfff == bottom & 0xfff =>
+        {
+            WalkFault::Ept(EptFault::Misconfiguration {
+                guest_physical: L2Phys(guest_physical.0 + distance),
             })
         }
         WalkFault::PageFault(exception) => WalkFault::PageFault(Exception {
@@ -138,7 +147,7 @@ impl Stack {
             }
             memory
                 .write(bottom, &frame[..length as usize], self.privilege)
-                .map_err(|fault| first_push(fault, length - size))?;
+                .map_err(|fault| first_push(fault, bottom, length - size))?;
         } else {
             for &address in &addresses[..items.len()] {
                 memory.check_write(address, size as usize, self.privilege)?;

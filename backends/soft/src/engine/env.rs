@@ -542,7 +542,7 @@ impl Env {
             let in_page = (PAGE_SIZE - address % PAGE_SIZE) as usize;
             let part = in_page.min(bytes.len() - length);
             // An instruction that ends in this page does not touch the next.
-            if length > 0 && super::hooks::is_complete(&bytes[..length], self.code_size()) {
+            if length > 0 && super::retrace::is_complete(&bytes[..length], self.code_size()) {
                 break;
             }
             let Some(pointer) = self.code_pointer(address) else {

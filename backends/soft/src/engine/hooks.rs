@@ -10,11 +10,11 @@ use super::env::Env;
 use super::ffi::{self, tree};
 use super::intercept::Intercept;
 use super::memory::PAGE_SIZE;
+use super::retrace::{is_canonical, reads_and_writes, undo_branch};
 use super::scan::{CodeSize, Special, is_hlt, is_rdtscp};
 use super::{Access, Action, Fault, Fill, FillRequest, Machine, Mmio, StopReason, TlbEntry};
 use core::ffi::c_int;
-use iced_x86::{Code, Decoder, DecoderOptions, InstructionInfoFactory, Mnemonic, OpAccess};
-use nvmx_core::x86::regs::Gpr;
+use iced_x86::InstructionInfoFactory;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use unicorn_engine_sys::uc_engine;
@@ -38,6 +38,8 @@ pub(super) struct Shared {
     asked_for_block: bool,
     /// A block of one instruction was asked for because the lookup of a longer one faulted.
     lookup_cut: bool,
+    /// The TLB has an entry that stands for another page: see [`is_page_before`].
+    forget_page_before: bool,
     /// Looks at the operands of instructions; kept so that nothing is allocated.
     information: InstructionInfoFactory,
 }
@@ -59,6 +61,7 @@ impl Shared {
             translated: 0,
             asked_for_block: false,
             lookup_cut: false,
+            forget_page_before: false,
             information: InstructionInfoFactory::new(),
         }
     }
@@ -236,6 +239,10 @@ pub(super) unsafe extern "C" fn on_event(_uc: *mut uc_engine, number: u32, share
 
 fn dispatch(shared: &mut Shared, number: i32) {
     let env = &mut shared.env;
+    if std::mem::take(&mut shared.forget_page_before) {
+        // SAFETY: `cpu` is live and not in the middle of an access.
+        unsafe { ffi::tlb_flush(env.cpu) };
+    }
     if env.clock.cut {
         env.clock.cut = false;
         // SAFETY: `cpu` is the live CPUState.
@@ -326,7 +333,7 @@ fn fault(shared: &mut Shared, pending: Pending, last: Option<Block>) -> Option<A
         && shared.env.code_size() == CodeSize::Bits64
         && !is_canonical(request.vaddr, shared.env.cr4())
         && let Some(block) = last
-        && undo_branch(shared, block)
+        && undo_branch(&mut shared.env, block)
     {
         return shared.call(|machine, env| machine.intercept(env, Intercept::Exception(13), 0));
     }
@@ -355,58 +362,6 @@ fn fault(shared: &mut Shared, pending: Pending, last: Option<Block>) -> Option<A
     shared.call(|machine, env| machine.fault(env, &fault))
 }
 
-fn is_canonical(address: u64, control4: u64) -> bool {
-    let la57 = control4 & nvmx_core::x86::control::cr4::LA57 != 0;
-    let unused = if la57 { 7 } else { 16 };
-    ((address << unused) as i64 >> unused) as u64 == address
-}
-
-/// Takes back the near branch that ended `block` with a non-canonical target: the processor raises
-/// #GP(0) at the branch, with nothing of it done (SDM Vol. 2 "JMP", "CALL", "RET").
-fn undo_branch(shared: &mut Shared, block: Block) -> bool {
-    let Some(address) = block.addresses().last() else {
-        return false;
-    };
-    let (bytes, length) = shared.env.fetch(address);
-    let instruction =
-        Decoder::with_ip(64, &bytes[..length], address, DecoderOptions::NONE).decode();
-    let restore = match (instruction.mnemonic(), instruction.code()) {
-        (Mnemonic::Jmp, Code::Jmp_rm64) => 0,
-        (Mnemonic::Call, Code::Call_rm64) => 8,
-        (Mnemonic::Ret, Code::Retnq) => 8u64.wrapping_neg(),
-        (Mnemonic::Ret, Code::Retnq_imm16) => {
-            (8 + u64::from(instruction.immediate16())).wrapping_neg()
-        }
-        _ => return false,
-    };
-    let env = &mut shared.env;
-    let stack = env.gpr(Gpr::Rsp).wrapping_add(restore);
-    env.set_gpr(Gpr::Rsp, stack);
-    env.set_rip(address);
-    env.clock.done = env.clock.done.saturating_sub(1);
-    (env.bytes, env.bytes_len) = (bytes, length);
-    true
-}
-
-/// Whether the instruction both reads and writes one memory operand.
-fn reads_and_writes(factory: &mut InstructionInfoFactory, bytes: &[u8], size: CodeSize) -> bool {
-    let instruction = Decoder::new(size.bits(), bytes, DecoderOptions::NONE).decode();
-    let info = factory.info(&instruction);
-    info.used_memory().iter().any(|memory| {
-        matches!(
-            memory.access(),
-            OpAccess::ReadWrite | OpAccess::ReadCondWrite
-        )
-    })
-}
-
-/// Whether these bytes hold a whole instruction.
-pub(super) fn is_complete(bytes: &[u8], size: CodeSize) -> bool {
-    let mut decoder = Decoder::new(size.bits(), bytes, DecoderOptions::NONE);
-    let _ = decoder.decode();
-    decoder.last_error() != iced_x86::DecoderError::NoMoreBytes
-}
-
 /// The engine's `Shared`, from unicorn's CPU object.
 ///
 /// # Safety
@@ -418,6 +373,13 @@ unsafe fn shared_of(cpu: *const u8) -> *mut Shared {
         let exits = ffi::uc::CTL_EXITS.read(uc) as *const u8;
         tree::KEY_COMPARE_DATA.read(exits) as *mut Shared
     }
+}
+
+/// Unicorn translates a special first instruction as a block without bytes, and then looks up the page of
+/// the byte before it, too. That page plays no part: it may not be there, and looking sets accessed flags.
+fn is_page_before(shared: &Shared, vaddr: u64) -> bool {
+    let rip = shared.env.linear_rip();
+    rip % PAGE_SIZE == 0 && vaddr / PAGE_SIZE == rip.wrapping_sub(1) / PAGE_SIZE
 }
 
 /// Stands in for `CPUClass::tlb_fill`: asks the machine for a translation.
@@ -442,8 +404,15 @@ pub(super) unsafe extern "C" fn on_tlb_miss(
         if pops {
             (*shared).env.lend(vaddr);
         }
+        let before = access == ffi::MMU_INST_FETCH && is_page_before(&*shared, vaddr);
+        (*shared).forget_page_before |= before;
+        let asked = if before {
+            (*shared).env.linear_rip()
+        } else {
+            vaddr
+        };
         let request = FillRequest {
-            vaddr: (*shared).env.linear(vaddr, kind),
+            vaddr: (*shared).env.linear(asked, kind),
             access: kind,
             size: size.max(0) as u32,
             user: pops || mmu_index == ffi::MMU_USER,

@@ -147,18 +147,22 @@ impl Default for Intercepts {
 }
 
 impl Intercepts {
-    /// What is always on.
+    /// What is always on. LGDT and LIDT because the translator does not check the base, PAUSE because it
+    /// forgets the single step behind it.
     pub const ALWAYS: Self = Self {
         codes: code(0x60)
             | code(0x61)
             | code(0x62)
             | code(0x63)
+            | code(0x6a)
+            | code(0x6b)
             | code(0x6e)
             | code(0x6f)
             | code(0x72)
             | code(0x73)
             | code(0x75)
             | code(0x76)
+            | code(0x77)
             | code(0x78)
             | code(0x7a)
             | code(0x7c)
@@ -194,15 +198,12 @@ impl Intercepts {
             Intercept::GdtrRead => self.codes |= code(0x67),
             Intercept::LdtrRead => self.codes |= code(0x68),
             Intercept::TrRead => self.codes |= code(0x69),
-            Intercept::IdtrWrite => self.codes |= code(0x6a),
-            Intercept::GdtrWrite => self.codes |= code(0x6b),
             Intercept::LdtrWrite => self.codes |= code(0x6c),
             Intercept::TrWrite => self.codes |= code(0x6d),
             Intercept::Pushf => self.codes |= code(0x70),
             Intercept::Popf => self.codes |= code(0x71),
             Intercept::Iret => self.codes |= code(0x74),
             Intercept::CacheInvalidate => self.codes |= code(0x76) | code(0x89),
-            Intercept::Pause => self.codes |= code(0x77),
             Intercept::Invlpg => self.codes |= code(0x79),
             _ => {}
         }

@@ -17,6 +17,7 @@ mod hooks;
 mod intercept;
 mod memory;
 mod repeat;
+mod retrace;
 mod returns;
 mod scan;
 mod selftest;

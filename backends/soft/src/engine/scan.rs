@@ -5,7 +5,7 @@
 //! with RIP exact at no cost to other code. The list is what unicorn 2.1.5 gets wrong: IN and OUT
 //! without permission checks, INS writing memory before it is checked, SYSCALL and SYSENTER as
 //! no-operation, RDRAND from the host's randomness, LOCK BTS with a register operand as an abort of
-//! the process, VEX.128 as legacy SSE, illegal LOCK forms as legal ones (SDM Vol. 2A "LOCK"), and
+//! the process, VEX.128 as legacy SSE, what AMD's processors have and Intel's lack, illegal LOCK forms as legal ones (SDM Vol. 2A "LOCK"), and
 //! SETcc, RCL and RCR of memory computing RFLAGS in place before the access, so that a fault leaves
 //! wrong flags behind and the repeated instruction a wrong result; and BMI2, CRC32, MOVBE and INVEPT
 //! refused with SSE where CR0.EM, CR0.TS or CR4.OSFXSR refuse that, so that [`unit`] tells them apart.
@@ -21,6 +21,8 @@ pub enum Special {
     Syscall,
     /// SYSENTER.
     Sysenter,
+    /// RDPMC.
+    Rdpmc,
     /// INT1.
     Int1,
     /// RDRAND.
@@ -36,7 +38,7 @@ pub enum Special {
     Xsetbv,
     /// UMONITOR, UMWAIT or TPAUSE.
     UserWait,
-    /// SETcc, RCL or RCR of memory.
+    /// SETcc, RCL or RCR of memory, and LOCK NEG.
     FlagsFirst,
     /// Any other, at CPL 3 with RFLAGS.AC set: the translator knows no alignment checks. Not found by
     /// `classify`; [`super::Env::run_natively_once`] has it executed.
@@ -88,6 +90,7 @@ pub const MAX_INSTRUCTION_LENGTH: usize = 15;
 #[must_use]
 pub(super) fn classify(bytes: &[u8], size: CodeSize) -> Option<Special> {
     let (mut lock, mut operand_size, mut repeat) = (false, false, false);
+    let mut high_register = false;
     let mut rest = bytes.iter().copied().take(MAX_INSTRUCTION_LENGTH);
     let opcode = loop {
         match rest.next()? {
@@ -95,17 +98,34 @@ pub(super) fn classify(bytes: &[u8], size: CodeSize) -> Option<Special> {
             0x66 => operand_size = true,
             0xf2 | 0xf3 => repeat = true,
             0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
-            0x40..=0x4f if size == CodeSize::Bits64 => {}
+            rex @ 0x40..=0x4f if size == CodeSize::Bits64 => high_register = rex & 4 != 0,
             opcode => break opcode,
         }
     };
+    if opcode == 0x0f
+        && rest
+            .clone()
+            .next()
+            .is_some_and(|next| matches!(next, 0x20..=0x23))
+    {
+        return no_such_register(&mut rest, lock, high_register);
+    }
     let special = match opcode {
-        0x0f => return two_byte(&mut rest, lock, operand_size || repeat),
+        0x0f => return two_byte(&mut rest, lock, operand_size, repeat, size),
         0x6c..=0x6f | 0xe4..=0xe7 | 0xec..=0xef => Special::Io,
         0xf1 => Special::Int1,
         0x9a | 0xcf | 0xea if size != CodeSize::Bits64 => Special::FarTransfer,
         0xc4 | 0xc5 => return vex(opcode, &mut rest, size),
-        _ if lock => return illegal_lock(one_byte_lock(opcode, rest.next()?, size)),
+        _ if lock => {
+            let modrm = rest.next()?;
+            // Of a locked NEG the translator makes other flags.
+            let is_neg = matches!(opcode, 0xf6 | 0xf7) && modrm >> 3 & 7 == 3 && modrm < 0xc0;
+            return if is_neg {
+                Some(Special::FlagsFirst)
+            } else {
+                illegal_lock(one_byte_lock(opcode, modrm, size))
+            };
+        }
         0xff if size != CodeSize::Bits64 => {
             let modrm = rest.next()?;
             let is_far = matches!(modrm >> 3 & 7, 3 | 5);
@@ -121,17 +141,50 @@ pub(super) fn classify(bytes: &[u8], size: CodeSize) -> Option<Special> {
     Some(if lock { Special::Undefined } else { special })
 }
 
-fn two_byte(rest: &mut impl Iterator<Item = u8>, lock: bool, prefixed: bool) -> Option<Special> {
+/// MOV to and from control registers that there are not, and debug registers above DR7: #UD whatever the
+/// privilege (SDM Vol. 2B "MOV-Move to/from Control Registers"); the translator looks at that first. LOCK
+/// is an AMD way to CR8.
+fn no_such_register(
+    rest: &mut impl Iterator<Item = u8>,
+    lock: bool,
+    high: bool,
+) -> Option<Special> {
+    let is_control = rest.next()? & 1 == 0;
+    let number = rest.next()? >> 3 & 7;
+    let exists = match (is_control, high) {
+        (true, false) => matches!(number, 0 | 2 | 3 | 4),
+        (true, true) => number == 0,
+        (false, high) => !high,
+    };
+    (lock || !exists).then_some(Special::Undefined)
+}
+
+fn two_byte(
+    rest: &mut impl Iterator<Item = u8>,
+    lock: bool,
+    operand_size: bool,
+    repeat: bool,
+    size: CodeSize,
+) -> Option<Special> {
+    let prefixed = operand_size || repeat;
     let opcode = rest.next()?;
     let special = match opcode {
         0x05 => Special::Syscall,
         0x34 => Special::Sysenter,
+        // The translator has the sense of CR4.PCE turned round.
+        0x33 => Special::Rdpmc,
         0x01 if !lock => match rest.next()? {
             0xd0 => Special::Xgetbv,
             0xd1 => Special::Xsetbv,
+            // AMD-V.
+            0xd8..=0xdf => Special::Undefined,
             _ => return None,
         },
         0x78 | 0x79 if prefixed => Special::Undefined,
+        // AMD's: 3DNow!, MOVNTSS and MOVNTSD, SYSRET outside 64-bit mode.
+        0x0e | 0x0f => Special::Undefined,
+        0x2b if repeat => Special::Undefined,
+        0x07 if size != CodeSize::Bits64 => Special::Undefined,
         0xae if prefixed && !lock => match rest.next()? {
             // Memory forms are CLFLUSHOPT and CLWB.
             0xf0..=0xf7 => Special::UserWait,
@@ -307,7 +360,21 @@ mod tests {
             (&[0x48], Bits32, None),
             (&[0x0f, 0x05], Bits64, Some(Special::Syscall)),
             (&[0x0f, 0x34], Bits32, Some(Special::Sysenter)),
+            (&[0x0f, 0x33], Bits64, Some(Special::Rdpmc)),
             (&[0xf1], Bits16, Some(Special::Int1)),
+            (&[0x0f, 0x07], Bits32, Some(Special::Undefined)),
+            (&[0x0f, 0x22, 0xcf], Bits32, Some(Special::Undefined)),
+            (&[0x0f, 0x20, 0xe0], Bits16, None),
+            (&[0x44, 0x0f, 0x20, 0xc0], Bits64, None),
+            (&[0x44, 0x0f, 0x22, 0xc8], Bits64, Some(Special::Undefined)),
+            (&[0x45, 0x0f, 0x23, 0xc0], Bits64, Some(Special::Undefined)),
+            (&[0xf0, 0xf7, 0x18], Bits32, Some(Special::FlagsFirst)),
+            (&[0xf7, 0x18], Bits32, None),
+            (&[0x0f, 0x07], Bits64, None),
+            (&[0x0f, 0x01, 0xd9], Bits64, Some(Special::Undefined)),
+            (&[0x0f, 0x0f, 0xc0, 0xb4], Bits32, Some(Special::Undefined)),
+            (&[0xf3, 0x0f, 0x2b, 0x00], Bits64, Some(Special::Undefined)),
+            (&[0x0f, 0x2b, 0x00], Bits64, None),
             (&[0x0f, 0x9f, 0x03], Bits64, Some(Special::FlagsFirst)),
             (&[0x0f, 0x9f, 0xc3], Bits64, None),
             (&[0x48, 0xd1, 0x13], Bits64, Some(Special::FlagsFirst)),

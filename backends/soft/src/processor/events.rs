@@ -106,6 +106,8 @@ impl Processor {
                 payload: event.payload,
             };
             delivery::apply_payload(&mut self.cpu, &exception);
+        } else if event.kind == EventKind::PrivilegedSoftwareException {
+            delivery::enter_debug_handler(&mut self.cpu);
         }
         self.deliver(event)
     }

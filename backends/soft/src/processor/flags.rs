@@ -1,7 +1,8 @@
-//! SETcc, RCL and RCR of memory (SDM Vol. 2 "SETcc", "RCL/RCR/ROL/ROR"). The translator computes RFLAGS
+//! SETcc, RCL and RCR of memory, LOCK NEG (SDM Vol. 2 "SETcc", "RCL/RCR/ROL/ROR", "NEG"). The translator computes RFLAGS
 //! in place before it touches the operand: after a fault they would be wrong, and so would be the
 //! result once the instruction is repeated.
 
+use super::alu;
 use super::io::mask;
 use super::mmu::Place;
 use super::{Done, Outcome, Processor, Trap};
@@ -13,10 +14,10 @@ use nvmx_core::x86::Gpr;
 use nvmx_core::x86::control::rflags;
 
 impl Processor {
-    /// SETcc, RCL or RCR with a destination in memory.
+    /// SETcc, RCL, RCR or LOCK NEG with a destination in memory.
     pub(super) fn flags_first(&mut self, instruction: &Instruction) -> Outcome {
         match instruction.mnemonic() {
-            Mnemonic::Rcl | Mnemonic::Rcr => self.rotate_through_carry(instruction),
+            Mnemonic::Rcl | Mnemonic::Rcr | Mnemonic::Neg => self.in_memory(instruction),
             _ => {
                 let value = holds(instruction.condition_code(), self.cpu.regs.rflags);
                 self.device_write(instruction, 0, 1, u64::from(value))
@@ -24,7 +25,8 @@ impl Processor {
         }
     }
 
-    fn rotate_through_carry(&mut self, instruction: &Instruction) -> Outcome {
+    /// RCL, RCR and NEG.
+    fn in_memory(&mut self, instruction: &Instruction) -> Outcome {
         let size = instruction.memory_size().size() as u8;
         let length = u64::from(size);
         let address = decode::resolve(&self.cpu, instruction, 0, length, true)?.linear;
@@ -41,10 +43,17 @@ impl Processor {
 
         let count = match instruction.op1_kind() {
             OpKind::Register => self.cpu.regs.get(Gpr::Rcx) as u8,
-            _ => instruction.immediate8(),
+            _ if instruction.op_count() > 1 => instruction.immediate8(),
+            _ => 0,
         };
-        let left = instruction.mnemonic() == Mnemonic::Rcl;
-        let (new, flags) = rotate(old, size, count, left, self.cpu.regs.rflags);
+        let before = self.cpu.regs.rflags;
+        let (new, flags) = match instruction.mnemonic() {
+            Mnemonic::Neg => match alu::unary(Mnemonic::Neg, old, size, before) {
+                Some(result) => (result.value.unwrap_or(old), result.flags),
+                None => return Err(self.cannot(instruction)),
+            },
+            mnemonic => rotate(old, size, count, mnemonic == Mnemonic::Rcl, before),
+        };
         self.write_linear(address, &new.to_le_bytes()[..usize::from(size)])?;
         self.cpu.regs.rflags = flags;
         Ok(Done::Retired)

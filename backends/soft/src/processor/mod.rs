@@ -23,6 +23,7 @@ mod outside;
 mod smm;
 mod syscall;
 mod system;
+mod tables;
 mod task;
 mod vmx;
 mod waiting;
@@ -287,7 +288,7 @@ impl Processor {
             | Intercept::LdtrWrite
             | Intercept::TrWrite => self.descriptor_table(instruction),
             Intercept::Rdtsc | Intercept::Rdtscp => self.rdtsc(instruction),
-            Intercept::Rdpmc => self.rdpmc(instruction),
+            Intercept::Rdpmc | Intercept::Special(Special::Rdpmc) => self.rdpmc(instruction),
             Intercept::Cpuid => self.cpuid(instruction),
             Intercept::Rsm => self.rsm(),
             Intercept::Iret => self.iret(),

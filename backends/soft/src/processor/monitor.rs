@@ -9,6 +9,7 @@ use nvmx_core::addr::L1Phys;
 use nvmx_core::cpu::Activity;
 use nvmx_core::memory::GuestMemory;
 use nvmx_core::paging::{Access, AccessKind};
+use nvmx_core::personality::Difference;
 use nvmx_core::x86::{Exception, Gpr, cpuid};
 
 /// Bytes of the line: CPUID.05H says so.
@@ -51,7 +52,11 @@ impl Processor {
         };
         self.exit_if(exit)?;
         if !self.has_monitor() {
-            return Err(Exception::UNDEFINED.into());
+            return if self.cpu.model.as_kvm(Difference::MonitorMwait) {
+                Ok(Done::Retired)
+            } else {
+                Err(Exception::UNDEFINED.into())
+            };
         }
         // Hints in EAX may be ignored; extensions in ECX exist or fault.
         let extensions = self.cpu.regs.get(Gpr::Rcx) & 0xffff_ffff;

@@ -48,7 +48,7 @@ pub(super) fn address_size(instruction: &Instruction, bits: u32) -> OperandSize 
             other => other.size(),
         });
     match by_register.unwrap_or(match (instruction.memory_displ_size(), bits) {
-        (8, _) | (_, 64) => 8,
+        (8, _) => 8,
         (4, _) => 4,
         (2, _) => 2,
         _ => bits as usize / 8,
@@ -75,8 +75,19 @@ pub(super) fn memory(instruction: &Instruction, bits: u32) -> MemoryOperand {
         scale: instruction.memory_index_scale() as u8,
         segment: segment(instruction.memory_segment()),
         address_size: address_size(instruction, bits),
-        // iced gives the target address for RIP-relative operands, as the field wants it.
-        displacement: instruction.memory_displacement64(),
+        displacement: displacement(instruction, bits),
+    }
+}
+
+/// The displacement as exit qualifications have it: sign-extended to 64 bits whatever the address size; of
+/// a RIP-relative operand the target address (SDM Vol. 3C "Basic VM-Exit Information").
+fn displacement(instruction: &Instruction, bits: u32) -> u64 {
+    let value = instruction.memory_displacement64();
+    match address_size(instruction, bits) {
+        _ if instruction.is_ip_rel_memory_operand() => value,
+        OperandSize::Bits16 => value as i16 as u64,
+        OperandSize::Bits32 => value as i32 as u64,
+        OperandSize::Bits64 => value,
     }
 }
 

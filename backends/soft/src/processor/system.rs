@@ -297,8 +297,8 @@ impl Processor {
         ))
     }
 
-    /// SGDT, SIDT, LGDT, LIDT, SLDT, STR, LLDT, LTR under descriptor-table exiting, and those that store
-    /// under CR4.UMIP: nothing else makes the engine report them.
+    /// LGDT and LIDT; SGDT, SIDT, SLDT, STR, LLDT, LTR under descriptor-table exiting, and those that store
+    /// under CR4.UMIP: nothing else makes the engine report those.
     pub(super) fn descriptor_table(&mut self, instruction: &Instruction) -> Outcome {
         let loads = matches!(
             instruction.mnemonic(),
@@ -356,6 +356,7 @@ impl Processor {
             Mnemonic::Sidt => (Some(sregs.idtr), 0),
             Mnemonic::Sldt => (None, sregs.ldtr.selector),
             Mnemonic::Str => (None, sregs.tr.selector),
+            Mnemonic::Lgdt | Mnemonic::Lidt => return self.load_table(instruction),
             _ => return Err(loads_without_exit(instruction)),
         };
         if !is_memory(instruction, 0) {

@@ -1,0 +1,404 @@
+//! Differences that L2's code brings along: what the SDM leaves open, and what Bochs and KVM do.
+
+use super::*;
+use crate::case::Case;
+use crate::code::{arrived, met};
+use crate::explain::information::defined;
+use iced_x86::{Mnemonic, Register};
+
+pub(super) static ROWS: &[Row] = &[
+    Row {
+        id: "undefined-instruction-information",
+        against: BOTH,
+        reason: "bits of the instruction information that mean nothing for this instruction and operand (SDM Vol. 3C, tables \"Format of the VM-Exit Instruction-Information Field\")",
+        holds: |p, d| {
+            let qualification: u64 = p.left.vmcs12.get(Field::EXIT_QUALIFICATION);
+            let mut mask = defined(p.reason(), qualification >> 4 & 1 != 0, d.left as u32);
+            // INS has ES, and need not say so.
+            if p.reason() == 30 && qualification >> 3 & 1 != 0 {
+                mask &= !(7 << 15);
+            }
+            // Of the descriptor tables in 64-bit mode the operand size.
+            if p.reason() == 46 && p.is_64_bit() {
+                mask &= !OPERAND_SIZE;
+            }
+            is(d, Field::VMX_INSTRUCTION_INFO) && (d.left ^ d.right) as u32 & mask == 0
+        },
+    },
+    Row {
+        id: "bochs-store-table-size",
+        against: BOTH,
+        reason: "bit 11 of the instruction information of SGDT and its kin is the operand size (SDM Vol. 3C, table \"... as Used for LIDT, LGDT, SIDT, or SGDT\"); Bochs 2.7 leaves it clear",
+        holds: |p, d| {
+            is(d, Field::VMX_INSTRUCTION_INFO) && p.reason() == 46 && d.left >> 29 & 1 == 0 && {
+                let mask = defined(46, false, d.left as u32) & !OPERAND_SIZE;
+                (d.left ^ d.right) as u32 & mask == 0
+            }
+        },
+    },
+    Row {
+        id: "linear-address-of-register-operand",
+        against: BOTH,
+        reason: "of the exits by control-register accesses only LMSW of memory has a guest-linear address (SDM Vol. 3C \"Basic VM-Exit Information\")",
+        holds: |p, d| {
+            let qualification: u64 = p.left.vmcs12.get(Field::EXIT_QUALIFICATION);
+            let is_lmsw_of_memory = qualification >> 4 & 7 == 7;
+            is(d, Field::GUEST_LINEAR_ADDRESS) && p.reason() == 28 && !is_lmsw_of_memory
+        },
+    },
+    Row {
+        id: "bochs-displacement-of-register",
+        against: BOTH,
+        reason: "an operand without displacement leaves zero in the exit qualification (SDM Vol. 3C \"Basic VM-Exit Information\"); Bochs 2.7 leaves there what its decoder last had, if the operand is a register",
+        holds: |p, d| {
+            let information: u64 = p.left.vmcs12.get(Field::VMX_INSTRUCTION_INFO);
+            is(d, Field::EXIT_QUALIFICATION)
+                && d.left == 0
+                && matches!(p.reason(), 23 | 25 | 47)
+                && information >> 10 & 1 != 0
+        },
+    },
+    Row {
+        id: "bochs-displacement-width",
+        against: BOTH,
+        reason: "the displacement in the exit qualification is sign-extended to 64 bits (SDM Vol. 3C \"Basic VM-Exit Information\"); Bochs 2.7 keeps it at the address size outside 64-bit mode",
+        holds: |p, d| {
+            is(d, Field::EXIT_QUALIFICATION)
+                && matches!(
+                    p.reason(),
+                    19 | 21..=23 | 25 | 27 | 46 | 47 | 50 | 53 | 58 | 63 | 64
+                )
+                && !p.is_64_bit()
+                && (d.right == d.left & 0xffff_ffff || d.right == d.left & 0xffff)
+        },
+    },
+    Row {
+        id: "nmi-injection-after-sti",
+        against: BOTH,
+        reason: "whether an NMI may be injected with blocking by STI is left to the processor (SDM Vol. 3C \"Checks on Guest Non-Register State\"); Bochs refuses",
+        holds: |p, d| {
+            ended_right(d) == Some(INVALID_GUEST_STATE)
+                && p.before.get(Field::GUEST_INTERRUPTIBILITY_INFO) & 1 != 0
+                && p.before.get(Field::VM_ENTRY_INTR_INFO_FIELD) & 0x8000_0700 == 0x8000_0200
+        },
+    },
+    Row {
+        id: "bochs-moved-cr0",
+        against: BOTH,
+        reason: "bit 4 of CR0, ET, is always 1 and reserved bits are ignored (SDM Vol. 3A \"Control Registers\"); Bochs 2.7 lets MOV to CR0 change them",
+        holds: |p, d| {
+            is(d, Field::GUEST_CR0)
+                && (d.left ^ d.right) & !(CR0_RESERVED | 0x10) == 0
+                && p.case.has(|mnemonic| mnemonic == Mnemonic::Mov)
+        },
+    },
+    Row {
+        id: "order-of-accesses",
+        against: BOTH,
+        reason: "an instruction or a delivery with several accesses makes them in an order that the SDM does not give; which of them faults first differs",
+        holds: |p, d| {
+            let is_address =
+                is(d, Field::GUEST_PHYSICAL_ADDRESS) || is(d, Field::GUEST_LINEAR_ADDRESS);
+            let is_page_fault = p.reason() == 0
+                && is(d, Field::EXIT_QUALIFICATION)
+                && p.left.vmcs12.get(Field::VM_EXIT_INTR_INFO) & 0xff == 14;
+            (is_address || is_page_fault || d.what == "CR2")
+                && p.case.is_code()
+                && (d.left.abs_diff(d.right) <= MOST_BYTES || p.case.has(has_two_operands))
+        },
+    },
+    Row {
+        id: "frame-in-part",
+        against: BOTH,
+        reason: "a delivery that an exit cuts short may have pushed part of its frame (it is begun anew, SDM Vol. 3C \"Information for VM Exits During Event Delivery\"); real-address mode pushes all of it before it reads the vector (SDM Vol. 2A \"INT n\"). The model writes nothing of it",
+        holds: |p, d| {
+            let vectoring: u64 = p.left.vmcs12.get(Field::IDT_VECTORING_INFO_FIELD);
+            d.what.starts_with("flipped")
+                && (vectoring >> 31 & 1 != 0 || p.reason() == 2)
+                && matches!(p.reason(), 0 | 2 | 48 | 49)
+                && d.left == 0
+        },
+    },
+    Row {
+        id: "kvm-emulated-breakpoint",
+        against: &[Against::Kvm],
+        reason: "INS and OUTS that go to user space are emulated by KVM, which looks at no data breakpoints (x86_emulate_instruction)",
+        holds: |p, _| {
+            p.before.get(Field::GUEST_DR7) & 0xff != 0
+                && met(p.left) == Some(1)
+                && met(p.right) != Some(1)
+                && p.case.has(is_port)
+        },
+    },
+    Row {
+        id: "time-and-chance",
+        against: BOTH,
+        reason: "values of the time stamp, the performance counters and the random numbers are each machine's own",
+        holds: |p, d| {
+            let reads = |mnemonic| {
+                matches!(
+                    mnemonic,
+                    Mnemonic::Rdtsc
+                        | Mnemonic::Rdtscp
+                        | Mnemonic::Rdpmc
+                        | Mnemonic::Rdrand
+                        | Mnemonic::Rdseed
+                )
+            };
+            d.what.starts_with("L2 ") && p.case.has(reads)
+        },
+    },
+    Row {
+        id: "smsw-upper-half",
+        against: BOTH,
+        reason: "bits above 15 of a register that SMSW writes are undefined (SDM Vol. 2B \"SMSW\")",
+        holds: |p, d| {
+            d.what.starts_with("L2 ")
+                && d.left as u16 == d.right as u16
+                && p.case.has(|mnemonic| mnemonic == Mnemonic::Smsw)
+        },
+    },
+    Row {
+        id: "kvm-lost-int1",
+        against: &[Against::Kvm],
+        reason: "an injected #DB of INT1 whose delivery makes L0 exit is lost: KVM knows no such event in the IDT-vectoring information (__vmx_complete_interrupts)",
+        holds: |p, _| {
+            p.before.get(Field::VM_ENTRY_INTR_INFO_FIELD) & 0x8000_0700 == 0x8000_0500
+                && arrived(p.right) != Some(1)
+        },
+    },
+    Row {
+        id: "bochs-debug-register-privilege",
+        against: BOTH,
+        reason: "the #GP of MOV DR at CPL 3 comes before its VM exit (SDM Vol. 3C \"Relative Priority of Faults and VM Exits\"); Bochs 2.7 exits",
+        holds: |p, d| {
+            ended_right(d) == Some(29) && p.before.get(Field::GUEST_SS_AR_BYTES) >> 5 & 3 == 3
+        },
+    },
+    Row {
+        id: "bochs-steps-again",
+        against: &[Against::Kvm],
+        reason: "the BS that Bochs 2.7 leaves pending at an exit of L0's own (bochs-pending-single-step) is delivered before the instruction is run again",
+        holds: |p, _| {
+            let steps = p.before.get(Field::GUEST_RFLAGS) & TRAP != 0
+                || p.case
+                    .has(|m| matches!(m, Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq))
+                || p.case.has_iret();
+            let vectoring: u64 = p.right.vmcs12.get(Field::IDT_VECTORING_INFO_FIELD);
+            steps && (met(p.right) == Some(1) || vectoring == 0x8000_0301)
+        },
+    },
+    Row {
+        id: "lab-timer",
+        against: &[Against::Kvm],
+        reason: "a port access that nobody intercepts goes to user space and takes its time in the lab: the VMX-preemption timer ends L2 behind it",
+        holds: |p, d| ended_right(d) == Some(52) && p.case.has(is_port),
+    },
+    Row {
+        id: "model-sse-alignment",
+        against: BOTH,
+        reason: "the model's native code does not check the alignment of SSE operands (README \"What it does not do\"); the processor answers #GP",
+        holds: |p, _| {
+            met(p.right) == Some(13)
+                && met(p.left) != Some(13)
+                && p.case
+                    .has(|m| matches!(m, Mnemonic::Movaps | Mnemonic::Movdqa))
+        },
+    },
+    Row {
+        id: "model-segment-checks",
+        against: BOTH,
+        reason: "the model's native code checks neither limits nor types of segments outside 64-bit mode (README \"What it does not do\"); the processor answers #GP or #SS",
+        holds: |p, _| {
+            let refused = |record| matches!(met(record), Some(12 | 13));
+            let ended = |record: &crate::wire::Record| record.vmcs12.get(Field::VM_EXIT_REASON);
+            p.case.is_code()
+                && (!p.is_64_bit() || p.before.get(Field::GUEST_CR0) & 1 == 0)
+                && (refused(p.right) && met(p.left) != met(p.right)
+                    || ended(p.right) == 2 && ended(p.left) != 2)
+        },
+    },
+    Row {
+        id: "model-code-accessed",
+        against: BOTH,
+        reason: "far transfers that the model runs natively do not set the accessed bit of the code and stack segments (README \"What it does not do\")",
+        holds: |p, d| {
+            let in_table =
+                d.what.starts_with("flipped 0x2148") && d.left == 0 && d.right == 1 << 40;
+            let is_code_or_stack =
+                is(d, Field::GUEST_CS_AR_BYTES) || is(d, Field::GUEST_SS_AR_BYTES);
+            let in_register = is_code_or_stack && d.left | 1 == d.right;
+            p.case.is_code() && (in_table || in_register)
+        },
+    },
+    Row {
+        id: "model-sti-shadow",
+        against: BOTH,
+        reason: "STI blocks interrupts only if IF was clear, and then behind blocking by MOV SS, too (SDM Vol. 2B \"STI\"); the model's native code has a shadow whatever IF was, and none behind another (README \"What it does not do\")",
+        holds: |p, d| {
+            let shadow = is(d, Field::GUEST_INTERRUPTIBILITY_INFO) && d.left ^ d.right == 1;
+            let window = is(d, Field::GUEST_RIP) && p.reason() == 7;
+            (shadow || window) && p.case.has(|mnemonic| mnemonic == Mnemonic::Sti)
+        },
+    },
+    Row {
+        id: "model-virtual-interrupt-flags",
+        against: BOTH,
+        reason: "IRET at CPL 0 loads VIF and VIP (SDM Vol. 2A \"IRET\"); the model's native code leaves them (README \"What it does not do\")",
+        holds: |p, d| {
+            const FLAGS: u64 = 3 << 19;
+            (is(d, Field::GUEST_RFLAGS) || d.what.starts_with("flipped"))
+                && (d.left ^ d.right) & !FLAGS == 0
+                && p.case.has_iret()
+        },
+    },
+    Row {
+        id: "model-breakpoints",
+        against: BOTH,
+        reason: "data breakpoints see accesses of deliveries and descriptor tables, and stop string instructions behind the iteration that matches (SDM Vol. 3B \"Debug Exceptions\"); the model's do neither (README \"What it does not do\")",
+        holds: |p, _| {
+            let repeats = |case: &Case| {
+                let instructions = case.instructions();
+                instructions
+                    .iter()
+                    .any(|i| i.has_rep_prefix() || i.has_repne_prefix())
+            };
+            p.before.get(Field::GUEST_DR7) & 0xff != 0
+                && met(p.right) == Some(1)
+                && (met(p.left) != Some(1) || repeats(p.case))
+        },
+    },
+    Row {
+        id: "counters-without-cpuid",
+        against: BOTH,
+        reason: "where CPUID tells of no performance monitoring, which counters RDPMC reads is each model's own (SDM Vol. 2B \"RDPMC\"): KVM and Bochs have none and answer #GP",
+        holds: |p, _| {
+            p.case.has(|mnemonic| mnemonic == Mnemonic::Rdpmc)
+                && met(p.right) == Some(13)
+                && met(p.left) != Some(13)
+        },
+    },
+    Row {
+        id: "bochs-virtual-8086-int",
+        against: BOTH,
+        reason: "INT n in virtual-8086 mode with IOPL below 3 is a #GP of the instruction, not of a delivery (SDM Vol. 3B \"Software Interrupt Handling Methods While in Virtual-8086 Mode\"); Bochs 2.7 records the interrupt as if it were being delivered",
+        holds: |p, d| {
+            let before = p.before.get(Field::GUEST_RFLAGS);
+            (is(d, Field::IDT_VECTORING_INFO_FIELD) || is(d, Field::VM_ENTRY_INSTRUCTION_LEN))
+                && before & VIRTUAL_8086 != 0
+                && d.left == 0
+        },
+    },
+    Row {
+        id: "breakpoint-conditions",
+        against: BOTH,
+        reason: "B0 to B3 of DR6 may be set for conditions that are met without being enabled, or not (SDM Vol. 3B \"Debug Status Register (DR6)\")",
+        holds: |p, d| {
+            d.what == "DR6"
+                && (d.left ^ d.right) & !0xf == 0
+                && p.before.get(Field::GUEST_DR7) & 0xff != 0
+        },
+    },
+    Row {
+        id: "model-clflush",
+        against: BOTH,
+        reason: "CLFLUSH needs a translation as a load does (SDM Vol. 2A \"CLFLUSH\"); in the model's native code it does nothing (README \"What it does not do\")",
+        holds: |p, _| {
+            p.case.has(|mnemonic| mnemonic == Mnemonic::Clflush)
+                && (met(p.right) == Some(14)
+                    || p.right.vmcs12.get(Field::VM_EXIT_REASON) & !1 == 48)
+        },
+    },
+    Row {
+        id: "bochs-short-iret",
+        against: BOTH,
+        reason: "in 64-bit mode IRET pops SS:RSP whatever its operand size and target (SDM Vol. 3A \"IRET in IA-32e Mode\"); Bochs 2.7 does so for 64-bit operands alone",
+        holds: |p, _| {
+            let before: u64 = p.before.get(Field::GUEST_CS_AR_BYTES);
+            before >> 13 & 1 != 0
+                && p.case
+                    .has(|m| matches!(m, Mnemonic::Iret | Mnemonic::Iretd))
+        },
+    },
+    Row {
+        id: "debug-register-priority",
+        against: BOTH,
+        reason: "MOV of DR4 or DR5 at CPL 3 with CR4.DE is #UD and #GP at once, and the SDM gives no order (Vol. 2B \"MOV-Move to/from Debug Registers\")",
+        holds: |p, _| {
+            met(p.right) == Some(6)
+                && met(p.left) == Some(13)
+                && p.case.instructions().iter().any(|i| {
+                    (0..2).any(|operand| {
+                        matches!(i.op_register(operand), Register::DR4 | Register::DR5)
+                    })
+                })
+        },
+    },
+    Row {
+        id: "bochs-port-of-nothing",
+        against: BOTH,
+        reason: "INS and OUTS whose REP count is zero access no port (SDM Vol. 2B \"REP\"); Bochs 2.7 exits before it looks at the count",
+        holds: |p, d| {
+            let qualification: u64 = p.right.vmcs12.get(Field::EXIT_QUALIFICATION);
+            ended_right(d) == Some(30) && qualification >> 4 & 3 == 3
+        },
+    },
+    Row {
+        id: "bochs-fmask-write",
+        against: BOTH,
+        reason: "bits 63:32 of IA32_FMASK are reserved (SDM Vol. 4), so that WRMSR of one is #GP; KVM leaves the check to the processor, and Bochs has none",
+        holds: |p, _| {
+            p.case.has(|mnemonic| mnemonic == Mnemonic::Wrmsr)
+                && p.case.mutations.contains(&Mutation::Register(
+                    crate::case::Register(1),
+                    Hex(0xc000_0084),
+                ))
+                && met(p.left) == Some(13)
+        },
+    },
+    Row {
+        id: "model-transfer-limit",
+        against: BOTH,
+        reason: "a target beyond the new code segment's limit is #GP(0) (SDM Vol. 2A \"CALL\", \"JMP\"); the model's native code has the selector as error code (README \"What it does not do\")",
+        holds: |p, d| {
+            d.what.starts_with("flipped")
+                && d.left != 0
+                && d.right == 0
+                && d.left < 0x1_0000
+                && met(p.left) == Some(13)
+                && met(p.right) == Some(13)
+        },
+    },
+];
+
+fn has_two_operands(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq
+    )
+}
+
+fn is_port(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        Mnemonic::In
+            | Mnemonic::Out
+            | Mnemonic::Insb
+            | Mnemonic::Insw
+            | Mnemonic::Insd
+            | Mnemonic::Outsb
+            | Mnemonic::Outsw
+            | Mnemonic::Outsd
+    )
+}
+
+/// Bit 11 of the instruction information.
+const OPERAND_SIZE: u32 = 1 << 11;
+/// A frame has ten words at most, an instruction no more.
+const MOST_BYTES: u64 = 0x50;
+
+impl Pair<'_> {
+    fn is_64_bit(&self) -> bool {
+        self.left.vmcs12.get(Field::GUEST_CS_AR_BYTES) >> 13 & 1 != 0
+    }
+}
