@@ -226,3 +226,21 @@ fn interpreted_forms_agree_with_native_ones() {
         }
     }
 }
+
+/// IN as the first instruction of a page: the page before it plays no part, and need not be there.
+#[test]
+fn an_instruction_first_on_its_page_needs_no_page_before() {
+    let mut vm = machine();
+    furnish(&mut vm, true);
+    put(&mut vm, PAGING + 0x2010, &0x81_u64.to_le_bytes());
+    put(&mut vm, 0, &[0xe4, 0x80]);
+    prepare(&mut vm, &[], STACK);
+    let mut start = vm.state(Parts::Registers).expect("state");
+    if let Some(regs) = &mut start.regs {
+        regs.rip = READ_ONLY;
+    }
+    vm.set_state(&start).expect("taken");
+    let exit = vm.run(Budget::instructions(4)).expect("runs");
+    assert!(matches!(exit, Exit::IoIn { .. }), "{exit:?}");
+    assert_eq!(regs(&mut vm).rip & !3, READ_ONLY);
+}

@@ -8,12 +8,18 @@ use std::process::Command;
 
 /// A sample: `nvmx campaign entry --count 100000` is the whole.
 const CASES: &str = "5000";
+/// A sample: `nvmx campaign code --count 20000` is the whole.
+const CODE_CASES: &str = "600";
 
 pub(crate) fn checks() -> Vec<Check> {
     vec![
         Check {
             name: "campaign entry".into(),
             run: Box::new(|lab| campaign(lab, &["entry", "--count", CASES, "--seed", "1"])),
+        },
+        Check {
+            name: "campaign code".into(),
+            run: Box::new(|lab| campaign(lab, &["code", "--count", CODE_CASES, "--seed", "1"])),
         },
         Check {
             name: "campaign cases".into(),
@@ -37,7 +43,7 @@ fn campaign(lab: &OpenLab, arguments: &[&str]) -> Checked {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nvmx"));
     command.arg("campaign").args(arguments);
     command.args(["--backend", &format!("remote:{}", lab.address())]);
-    if arguments[0] == "entry" {
+    if arguments[0] != "replay" {
         command.arg("--keep").arg(&keep);
     }
     let output = command.output().context("nvmx campaign")?;
