@@ -369,6 +369,28 @@ pub(super) static ROWS: &[Row] = &[
                 && met(p.right) == Some(13)
         },
     },
+    Row {
+        id: "shadow-at-fault",
+        against: BOTH,
+        reason: "whether an instruction that faults has ended blocking by MOV SS and STI when its exception exits (SDM Vol. 3A \"Masking Exceptions and Interrupts When Switching Stacks\" knows only the instruction after); on Bochs it has",
+        holds: |p, d| {
+            is(d, Field::GUEST_INTERRUPTIBILITY_INFO)
+                && p.reason() == 0
+                && p.case.is_code()
+                && d.right == d.left & !3
+        },
+    },
+    Row {
+        id: "bochs-random-size",
+        against: BOTH,
+        reason: "bits 12:11 of the instruction information of RDRAND and RDSEED are 0 for 16 bits (SDM Vol. 3C, table \"... as Used for RDRAND, RDSEED, TPAUSE, and UMWAIT\"); Bochs 2.7 has 1 there",
+        holds: |p, d| {
+            is(d, Field::VMX_INSTRUCTION_INFO)
+                && matches!(p.reason(), 57 | 61)
+                && (d.left ^ d.right) as u32 & defined(p.reason(), false, d.left as u32) == 1 << 11
+                && d.left >> 11 & 3 == 0
+        },
+    },
 ];
 
 fn has_two_operands(mnemonic: Mnemonic) -> bool {

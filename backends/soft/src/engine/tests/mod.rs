@@ -140,7 +140,7 @@ fn every_class_of_intercept_has_exact_rip_and_count_in_three_modes() {
         (&[0x0f, 0xa2], I::Cpuid),
         (&[0x0f, 0x31], I::Rdtsc),
         (&[0x0f, 0x01, 0xf9], I::Rdtscp),
-        (&[0x0f, 0x33], I::Rdpmc),
+        (&[0x0f, 0x33], I::Special(Special::Rdpmc)),
         (&[0x0f, 0x32], I::Rdmsr),
         (&[0x0f, 0x30], I::Wrmsr),
         (&[0xf4], I::Hlt),
