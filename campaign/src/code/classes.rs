@@ -282,9 +282,9 @@ pub(super) static CLASSES: &[Class] = &[
     class("string", 8, touch::string),
     class("SSE", 3, touch::sse),
     class("x87", 1, |e| {
-        let bytes: &[u8] =
-            *e.random
-                .pick(&[&[0xdb, 0xe3][..], &[0xd9, 0xee], &[0x9b], &[0x0f, 0x77]]);
+        let bytes = *e
+            .random
+            .pick(&[&[0xdb, 0xe3][..], &[0xd9, 0xee], &[0x9b], &[0x0f, 0x77]]);
         e.raw(bytes);
     }),
     class("segment load", 6, system::segment),

@@ -16,7 +16,7 @@ pub(super) fn load(e: &mut Emit<'_>) {
     let aim = e.aim();
     let register = e.register();
     let prefix = size(e);
-    let opcode: &[u8] = *e.random.pick(&[
+    let opcode = *e.random.pick(&[
         &[0x8b][..],
         &[0x8a],
         &[0x03],
@@ -109,7 +109,7 @@ pub(super) fn stack(e: &mut Emit<'_>) {
             e.plain(prefix, &[opcode]);
         }
         8 => {
-            let opcode: &[u8] = *e.random.pick(&[
+            let opcode = *e.random.pick(&[
                 &[0x0f, 0xa0][..],
                 &[0x0f, 0xa8],
                 &[0x0f, 0xa1],

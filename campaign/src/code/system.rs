@@ -322,7 +322,7 @@ pub(super) fn load_table(e: &mut Emit<'_>) {
         (arena::IDT_32, 0x7ff),
         (1 << 63, 0xffff),
     ]);
-    if aim & 15 == 0 && aim >= layout::REAL && aim < arena::END {
+    if aim & 15 == 0 && (layout::REAL..arena::END).contains(&aim) {
         e.memory.push((aim, base << 16 | limit));
         e.memory.push((aim + 8, base >> 48));
     }
@@ -395,7 +395,7 @@ pub(super) fn segment(e: &mut Emit<'_>) {
             e.registers(Prefix::default(), &[0x8e], 2, register);
         }
         2 => {
-            let opcode: &[u8] = *e
+            let opcode = *e
                 .random
                 .pick(&[&[0x17][..], &[0x1f], &[0x07], &[0x0f, 0xa1]]);
             let top = stack_top(e);
@@ -407,7 +407,7 @@ pub(super) fn segment(e: &mut Emit<'_>) {
             e.memory.push((aim, value << 32 | 0x11));
             e.memory.push((aim + 8, value));
             let register = e.register();
-            let opcode: &[u8] = *e
+            let opcode = *e
                 .random
                 .pick(&[&[0x0f, 0xb2][..], &[0x0f, 0xb4], &[0x0f, 0xb5]]);
             e.memory(Prefix::default(), opcode, register, aim);
@@ -476,7 +476,7 @@ pub(super) fn far(e: &mut Emit<'_>) {
         }
         1 => {
             frame(e, bytes, &[offset, code, 0, 0]);
-            let opcode: &[u8] = *e.random.pick(&[&[0xcb][..], &[0xca, 8, 0]]);
+            let opcode = *e.random.pick(&[&[0xcb][..], &[0xca, 8, 0]]);
             e.plain(prefix, opcode);
         }
         _ => {

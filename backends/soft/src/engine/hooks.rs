@@ -379,7 +379,7 @@ unsafe fn shared_of(cpu: *const u8) -> *mut Shared {
 /// the byte before it, too. That page plays no part: it may not be there, and looking sets accessed flags.
 fn is_page_before(shared: &Shared, vaddr: u64) -> bool {
     let rip = shared.env.linear_rip();
-    rip % PAGE_SIZE == 0 && vaddr / PAGE_SIZE == rip.wrapping_sub(1) / PAGE_SIZE
+    rip.is_multiple_of(PAGE_SIZE) && vaddr / PAGE_SIZE == rip.wrapping_sub(1) / PAGE_SIZE
 }
 
 /// Stands in for `CPUClass::tlb_fill`: asks the machine for a translation.
