@@ -183,7 +183,8 @@ fn cases() -> Vec<Case> {
         }),
     ];
     // LMSW, SGDT, VMPTRLD and a load, at an address that is not there.
-    let unmapped: [(&str, u32, &[u8], fn(&mut Nest)); 4] = [
+    type Unmapped = (&'static str, u32, &'static [u8], fn(&mut Nest));
+    let unmapped: [Unmapped; 4] = [
         ("operand", 28, &[0x0f, 0x01, 0x34, 0x25], |n| {
             n.set(F::CR0_GUEST_HOST_MASK, 0xf);
         }),
