@@ -30,7 +30,7 @@ pub(super) static ROWS: &[Row] = &[
         against: BOTH,
         reason: "bit 11 of the instruction information of SGDT and its kin is the operand size (SDM Vol. 3C, table \"... as Used for LIDT, LGDT, SIDT, or SGDT\"); Bochs 2.7 leaves it clear",
         holds: |p, d| {
-            is(d, Field::VMX_INSTRUCTION_INFO) && p.reason() == 46 && d.left >> 29 & 1 == 0 && {
+            is(d, Field::VMX_INSTRUCTION_INFO) && p.reason() == 46 && {
                 let mask = defined(46, false, d.left as u32) & !OPERAND_SIZE;
                 (d.left ^ d.right) as u32 & mask == 0
             }
