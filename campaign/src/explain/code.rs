@@ -381,6 +381,12 @@ pub(super) static ROWS: &[Row] = &[
         },
     },
     Row {
+        id: "misconfiguration-qualification",
+        against: BOTH,
+        reason: "an EPT misconfiguration has no exit qualification (SDM Vol. 3C \"Basic VM-Exit Information\"); KVM of Linux 6.1 leaves there that of the violation which made it walk",
+        holds: |p, d| is(d, Field::EXIT_QUALIFICATION) && p.reason() == 49 && d.left == 0,
+    },
+    Row {
         id: "bochs-random-size",
         against: BOTH,
         reason: "bits 12:11 of the instruction information of RDRAND and RDSEED are 0 for 16 bits (SDM Vol. 3C, table \"... as Used for RDRAND, RDSEED, TPAUSE, and UMWAIT\"); Bochs 2.7 has 1 there",
