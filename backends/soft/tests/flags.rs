@@ -244,3 +244,26 @@ fn an_instruction_first_on_its_page_needs_no_page_before() {
     assert!(matches!(exit, Exit::IoIn { .. }), "{exit:?}");
     assert_eq!(regs(&mut vm).rip & !3, READ_ONLY);
 }
+
+/// REP OUTSB as the first instruction of a page, executed more than once: the page behind it plays no part.
+#[test]
+fn an_instruction_first_on_its_page_needs_no_page_behind() {
+    const LAST_PAGE: u64 = 0x1f_f000;
+    let mut vm = machine();
+    furnish(&mut vm, true);
+    put(&mut vm, PAGING + 0x2010, &0x81_u64.to_le_bytes());
+    put(&mut vm, LAST_PAGE, &[0xf3, 0x6e]);
+    prepare(&mut vm, &[], STACK);
+    let mut start = vm.state(Parts::Registers).expect("state");
+    if let Some(regs) = &mut start.regs {
+        regs.rip = READ_ONLY + LAST_PAGE;
+        regs.set(Gpr::Rcx, 6);
+        regs.set(Gpr::Rsi, STACK);
+    }
+    vm.set_state(&start).expect("taken");
+    for left in (0..6).rev() {
+        let exit = vm.run(Budget::instructions(4)).expect("runs");
+        assert!(matches!(exit, Exit::IoOut { .. }), "{exit:?}");
+        assert_eq!(regs(&mut vm).get(Gpr::Rcx), left);
+    }
+}

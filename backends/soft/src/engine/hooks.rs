@@ -38,8 +38,8 @@ pub(super) struct Shared {
     asked_for_block: bool,
     /// A block of one instruction was asked for because the lookup of a longer one faulted.
     lookup_cut: bool,
-    /// The TLB has an entry that stands for another page: see [`is_page_before`].
-    forget_page_before: bool,
+    /// The TLB has an entry that stands for another page: see [`is_page_beside`].
+    forget_page_beside: bool,
     /// Looks at the operands of instructions; kept so that nothing is allocated.
     information: InstructionInfoFactory,
 }
@@ -61,7 +61,7 @@ impl Shared {
             translated: 0,
             asked_for_block: false,
             lookup_cut: false,
-            forget_page_before: false,
+            forget_page_beside: false,
             information: InstructionInfoFactory::new(),
         }
     }
@@ -239,7 +239,7 @@ pub(super) unsafe extern "C" fn on_event(_uc: *mut uc_engine, number: u32, share
 
 fn dispatch(shared: &mut Shared, number: i32) {
     let env = &mut shared.env;
-    if std::mem::take(&mut shared.forget_page_before) {
+    if std::mem::take(&mut shared.forget_page_beside) {
         // SAFETY: `cpu` is live and not in the middle of an access.
         unsafe { ffi::tlb_flush(env.cpu) };
     }
@@ -376,10 +376,12 @@ unsafe fn shared_of(cpu: *const u8) -> *mut Shared {
 }
 
 /// Unicorn translates a special first instruction as a block without bytes, and then looks up the page of
-/// the byte before it, too. That page plays no part: it may not be there, and looking sets accessed flags.
-fn is_page_before(shared: &Shared, vaddr: u64) -> bool {
+/// the byte before it, too; when it comes to that block again, the page behind it. Neither plays a part: they
+/// may not be there, and looking sets accessed flags. (A block that begins a page never leaves it.)
+fn is_page_beside(shared: &Shared, vaddr: u64) -> bool {
     let rip = shared.env.linear_rip();
-    rip.is_multiple_of(PAGE_SIZE) && vaddr / PAGE_SIZE == rip.wrapping_sub(1) / PAGE_SIZE
+    let pages = [rip.wrapping_sub(1), rip.wrapping_add(PAGE_SIZE)];
+    rip.is_multiple_of(PAGE_SIZE) && pages.iter().any(|at| at / PAGE_SIZE == vaddr / PAGE_SIZE)
 }
 
 /// Stands in for `CPUClass::tlb_fill`: asks the machine for a translation.
@@ -404,9 +406,9 @@ pub(super) unsafe extern "C" fn on_tlb_miss(
         if pops {
             (*shared).env.lend(vaddr);
         }
-        let before = access == ffi::MMU_INST_FETCH && is_page_before(&*shared, vaddr);
-        (*shared).forget_page_before |= before;
-        let asked = if before {
+        let beside = access == ffi::MMU_INST_FETCH && is_page_beside(&*shared, vaddr);
+        (*shared).forget_page_beside |= beside;
+        let asked = if beside {
             (*shared).env.linear_rip()
         } else {
             vaddr
