@@ -6,6 +6,7 @@ mod common;
 use common::bare::{GDT, PAGING, put};
 use common::nest::*;
 use nvmx_core::vmx::Field;
+use nvmx_core::vmx::controls::EntryControls;
 
 const EXCEPTION: u32 = 0;
 const VMCALL_EXIT: u32 = 18;
@@ -98,4 +99,37 @@ fn smap_holds_behind_a_pop() {
     nest.set(Field::GUEST_CR4, nest.get(Field::GUEST_CR4) | SMAP);
     nest.expect(EXCEPTION, at + 5);
     assert_eq!(nest.get(Field::VM_EXIT_INTR_ERROR_CODE), 1);
+}
+
+/// The exit of a faulting IRET tells that it unblocked NMIs, in 32-bit code as in 64-bit code.
+#[test]
+fn a_faulting_iret_has_unblocked_nmis() {
+    for wide in [true, false] {
+        let code: &[u8] = if wide { &[0x48, 0xcf] } else { &[0xcf] };
+        let mut nest = Nest::new(code);
+        if !wide {
+            nest.off(
+                Field::VM_ENTRY_CONTROLS,
+                (EntryControls::IA32E_MODE_GUEST | EntryControls::LOAD_EFER).bits(),
+            );
+            nest.set(Field::GUEST_CR3, PAGE2);
+            nest.set(Field::GUEST_CR4, 0x2010);
+            nest.set(Field::GUEST_CS_SELECTOR, 0x18);
+            nest.set(Field::GUEST_CS_AR_BYTES, 0xc09b);
+            nest.set(Field::GUEST_CS_LIMIT, 0xffff_ffff);
+            put(&mut nest.vm, PAGE2, &0x87_u32.to_le_bytes());
+        }
+        // RIP 0 and a selector beyond the table.
+        let frame: &[u8] = &[0, 0, 0, 0, 0xf8, 0x7f, 0, 0, 0xf8, 0x7f, 0, 0];
+        put(&mut nest.vm, L2_STACK, frame);
+        nest.set(Field::EXCEPTION_BITMAP, 1 << 13);
+        nest.set(Field::GUEST_INTERRUPTIBILITY_INFO, 8);
+        nest.expect(EXCEPTION, L2);
+        assert_eq!(
+            nest.get(Field::VM_EXIT_INTR_INFO),
+            0x8000_1b0d,
+            "64-bit code: {wide}"
+        );
+        assert_eq!(nest.get(Field::GUEST_INTERRUPTIBILITY_INFO), 0);
+    }
 }
