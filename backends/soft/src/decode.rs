@@ -22,9 +22,15 @@ pub(crate) fn code_bits(cpu: &Cpu) -> u32 {
 }
 
 /// Decodes the instruction whose bytes start `bytes`; `None` if they are too few or no instruction.
+///
+/// In 64-bit mode the overrides of ES, CS, SS and DS are ignored (SDM Vol. 1 "Segmentation in 64-Bit Mode"):
+/// they are not there.
 pub(crate) fn decode(bytes: &[u8], bits: u32, rip: u64) -> Option<Instruction> {
     let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
-    let instruction = decoder.decode();
+    let mut instruction = decoder.decode();
+    if bits == 64 && !matches!(instruction.segment_prefix(), Register::FS | Register::GS) {
+        instruction.set_segment_prefix(Register::None);
+    }
     (instruction.code() != Code::INVALID).then_some(instruction)
 }
 
@@ -255,6 +261,20 @@ mod tests {
         assert_eq!(cpu.regs.gpr[0], 5);
         write_register(&mut cpu, Register::SIL, 7);
         assert_eq!(cpu.regs.get(Gpr::Rsi), 7);
+    }
+
+    #[test]
+    fn overrides_that_64_bit_mode_ignores_are_not_there() {
+        // SS:, DS:, FS: mov rax, [rbx]; SS: mov eax, [ebx] of 32-bit code.
+        for (bytes, bits, segment) in [
+            (&[0x36, 0x48, 0x8b, 0x03][..], 64, Register::DS),
+            (&[0x3e, 0x48, 0x8b, 0x04, 0x24], 64, Register::SS),
+            (&[0x64, 0x48, 0x8b, 0x03], 64, Register::FS),
+            (&[0x36, 0x8b, 0x03], 32, Register::SS),
+        ] {
+            let instruction = decode(bytes, bits, 0).expect("valid");
+            assert_eq!(instruction.memory_segment(), segment, "{bytes:x?}");
+        }
     }
 
     #[test]

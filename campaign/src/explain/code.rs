@@ -159,6 +159,14 @@ pub(super) static ROWS: &[Row] = &[
         },
     },
     Row {
+        id: "kvm-unblocking-of-any-fault",
+        against: &[Against::Kvm],
+        reason: "bit 12 of the interruption information tells of a fault of IRET that has unblocked NMIs (SDM Vol. 3C \"Information for VM Exits Due to Vectored Events\"); KVM sets it for any exception that it queues itself while it takes NMIs for blocked (nested_vmx_inject_exception_vmexit)",
+        holds: |p, d| {
+            is(d, Field::VM_EXIT_INTR_INFO) && p.reason() == 0 && d.left | 1 << 12 == d.right
+        },
+    },
+    Row {
         id: "kvm-lost-int1",
         against: &[Against::Kvm],
         reason: "an injected #DB of INT1 whose delivery makes L0 exit is lost: KVM knows no such event in the IDT-vectoring information (__vmx_complete_interrupts)",
@@ -389,12 +397,24 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "bochs-random-size",
         against: BOTH,
-        reason: "bits 12:11 of the instruction information of RDRAND and RDSEED are 0 for 16 bits (SDM Vol. 3C, table \"... as Used for RDRAND, RDSEED, TPAUSE, and UMWAIT\"); Bochs 2.7 has 1 there",
+        reason: "bits 12:11 of the instruction information of RDRAND and RDSEED are the operand size (SDM Vol. 3C, table \"... as Used for RDRAND, RDSEED, TPAUSE, and UMWAIT\"); short of 64 bits Bochs 2.7 has the address size there",
         holds: |p, d| {
             is(d, Field::VMX_INSTRUCTION_INFO)
                 && matches!(p.reason(), 57 | 61)
                 && (d.left ^ d.right) as u32 & defined(p.reason(), false, d.left as u32) == 1 << 11
-                && d.left >> 11 & 3 == 0
+                && d.left >> 12 & 1 == 0
+        },
+    },
+    Row {
+        id: "bochs-ins-reads",
+        against: BOTH,
+        reason: "INS writes its operand (SDM Vol. 2A \"INS/INSB/INSW/INSD\"); Bochs 2.7 checks it as one that is read and written, before it reads the port",
+        holds: |p, d| {
+            is(d, Field::EXIT_QUALIFICATION)
+                && p.reason() == 48
+                && d.left ^ d.right == 1
+                && d.right & 1 == 1
+                && p.case.has(is_ins)
         },
     },
 ];
@@ -404,6 +424,10 @@ fn has_two_operands(mnemonic: Mnemonic) -> bool {
         mnemonic,
         Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq
     )
+}
+
+fn is_ins(mnemonic: Mnemonic) -> bool {
+    matches!(mnemonic, Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd)
 }
 
 fn is_port(mnemonic: Mnemonic) -> bool {
