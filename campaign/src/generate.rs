@@ -157,17 +157,10 @@ impl Cases for Generator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nvmx_core::vmx::capability::KVM_6_1_ICELAKE;
     use std::collections::BTreeSet;
 
     fn generator() -> Generator {
-        let model = Model {
-            vmx_msrs: KVM_6_1_ICELAKE,
-            physical_address_width: 39,
-            linear_address_width: 48,
-            ..Model::default()
-        };
-        Generator::new(&model, 0x11_4100, 7)
+        Generator::new(&crate::lab_model(), 0x11_4100, 7)
     }
 
     #[test]

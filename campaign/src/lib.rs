@@ -21,3 +21,14 @@ pub mod runner;
 pub mod session;
 mod tables;
 pub mod wire;
+
+/// The processor that KVM in the lab shows, as far as generators look.
+#[cfg(test)]
+fn lab_model() -> nvmx_core::cpu::Model {
+    nvmx_core::cpu::Model {
+        vmx_msrs: nvmx_core::vmx::capability::KVM_6_1_ICELAKE,
+        physical_address_width: 39,
+        linear_address_width: 48,
+        ..nvmx_core::cpu::Model::default()
+    }
+}

@@ -5,12 +5,12 @@ use super::clock::Block;
 use super::env::Env;
 use super::scan::CodeSize;
 use iced_x86::{Code, Decoder, DecoderOptions, InstructionInfoFactory, Mnemonic, OpAccess};
-use nvmx_core::x86::Gpr;
+use nvmx_core::x86::control::cr4;
+use nvmx_core::x86::{Gpr, cr_write};
 
 pub(super) fn is_canonical(address: u64, control4: u64) -> bool {
-    let la57 = control4 & nvmx_core::x86::control::cr4::LA57 != 0;
-    let unused = if la57 { 7 } else { 16 };
-    ((address << unused) as i64 >> unused) as u64 == address
+    let la57 = control4 & cr4::LA57 != 0;
+    cr_write::is_canonical(address, if la57 { 57 } else { 48 })
 }
 
 /// Takes back the near branch that ended `block` with a non-canonical target: the processor raises
