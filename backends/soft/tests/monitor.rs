@@ -3,14 +3,14 @@
 
 mod common;
 
-use common::bare::{self, CODE, MEMORY, Mode, Random};
+use common::bare::{self, CODE};
 use common::nest::{self, Nest, VMCALL};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use nvmx_core::vcpu::{Budget, Exit, Vm, VmConfig};
+use nvmx_core::vcpu::{Budget, Exit, Vm};
 use nvmx_core::vmx::Field;
 use nvmx_core::vmx::controls::Primary;
-use nvmx_core::x86::{CpuState, Gpr, MpState};
+use nvmx_core::x86::{CpuState, Gpr};
 use nvmx_soft::SoftVm;
 
 const MONITOR: [u8; 3] = [0x0f, 0x01, 0xc8];
@@ -83,12 +83,7 @@ fn operands_fault() {
 }
 
 fn machine(vcpus: usize) -> SoftVm {
-    let mut vm = SoftVm::new(&VmConfig {
-        memory_size: MEMORY,
-        vcpus,
-    })
-    .expect("a machine");
-    bare::furnish(&mut vm, true);
+    let mut vm = bare::furnished(vcpus);
     let profile = nvmx_core::profiles::find("max").expect("a profile");
     for index in 0..vcpus {
         let vcpu = vm.vcpu(index);
@@ -97,18 +92,11 @@ fn machine(vcpus: usize) -> SoftVm {
     vm
 }
 
-fn start(vm: &mut SoftVm, index: usize, at: u64, mut a: CodeAssembler) {
-    let bytes = a.assemble(at).expect("assembles");
-    bare::put(vm, at, &bytes);
-    let mut state = bare::state(Mode::Long0, &mut Random(1));
-    if let Some(regs) = &mut state.regs {
-        regs.gpr = [0; 16];
-        regs.rip = at;
-        regs.rflags = 2;
-        regs.set(Gpr::Rsp, bare::STACK + (at & 0xf000));
-    }
-    state.mp_state = Some(MpState::Runnable);
-    vm.vcpu(index).set_state(&state).expect("taken");
+fn start(vm: &mut SoftVm, index: usize, at: u64, a: CodeAssembler) {
+    bare::place(vm, at, a);
+    vm.vcpu(index)
+        .set_state(&bare::long_mode(at))
+        .expect("taken");
 }
 
 /// Watches the line, and waits.

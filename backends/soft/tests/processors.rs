@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::bare::{self, CODE, MEMORY, Mode, Random};
+use common::bare::{self, CODE, furnished as machine, long_mode, place};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use nvmx_core::vcpu::{Budget, Exit, Parts, Vcpu, Vm, VmConfig};
-use nvmx_core::x86::{CpuState, Gpr, MpState};
+use nvmx_core::vcpu::{Budget, Exit, Parts, Vcpu, Vm};
+use nvmx_core::x86::{Gpr, MpState};
 use nvmx_soft::SoftVm;
 
 /// Where the two leave messages for each other, below the first page table of `bare`.
@@ -21,34 +21,6 @@ const EOI: u32 = 0x80b;
 const SPURIOUS: u32 = 0x80f;
 const ICR: u32 = 0x830;
 const X2APIC: u32 = 0xfee0_0c00;
-
-fn machine(vcpus: usize) -> SoftVm {
-    let mut vm = SoftVm::new(&VmConfig {
-        memory_size: MEMORY,
-        vcpus,
-    })
-    .expect("a machine");
-    bare::furnish(&mut vm, true);
-    vm
-}
-
-/// A vCPU in 64-bit mode at CPL 0, at `rip`.
-fn long_mode(rip: u64) -> CpuState {
-    let mut state = bare::state(Mode::Long0, &mut Random(1));
-    if let Some(regs) = &mut state.regs {
-        regs.gpr = [0; 16];
-        regs.rip = rip;
-        regs.rflags = 2;
-        regs.set(Gpr::Rsp, bare::STACK + (rip & 0xf000));
-    }
-    state.mp_state = Some(MpState::Runnable);
-    state
-}
-
-fn place(vm: &mut SoftVm, address: u64, mut a: CodeAssembler) {
-    let bytes = a.assemble(address).expect("assembles");
-    bare::put(vm, address, &bytes);
-}
 
 /// An IDT gate of 64-bit mode.
 fn gate(vm: &mut SoftVm, vector: u8, handler: u64) {

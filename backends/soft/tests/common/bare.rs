@@ -1,10 +1,11 @@
 //! Machines without a guest of their own: every mode, flat, with tables whose handlers return, and
 //! random bytes to run.
 
+use iced_x86::code_asm::CodeAssembler;
 use nvmx_core::addr::L1Phys;
 use nvmx_core::vcpu::{Vm, VmConfig};
 use nvmx_core::x86::control::{cr0, cr4, efer};
-use nvmx_core::x86::{AccessRights, CpuState, DescriptorTable, Gpr, Regs, Segment, Sregs};
+use nvmx_core::x86::{AccessRights, CpuState, DescriptorTable, Gpr, MpState, Regs, Segment, Sregs};
 use nvmx_soft::SoftVm;
 
 pub(crate) const CODE: u64 = 0x1_0000;
@@ -248,4 +249,34 @@ pub(crate) fn machine() -> SoftVm {
         ..VmConfig::default()
     })
     .expect("a machine")
+}
+
+/// A machine of several processors, with tables.
+pub(crate) fn furnished(vcpus: usize) -> SoftVm {
+    let mut vm = SoftVm::new(&VmConfig {
+        memory_size: MEMORY,
+        vcpus,
+    })
+    .expect("a machine");
+    furnish(&mut vm, true);
+    vm
+}
+
+/// A vCPU in 64-bit mode at CPL 0, at `rip`.
+pub(crate) fn long_mode(rip: u64) -> CpuState {
+    let mut state = state(Mode::Long0, &mut Random(1));
+    if let Some(regs) = &mut state.regs {
+        regs.gpr = [0; 16];
+        regs.rip = rip;
+        regs.rflags = 2;
+        regs.set(Gpr::Rsp, STACK + (rip & 0xf000));
+    }
+    state.mp_state = Some(MpState::Runnable);
+    state
+}
+
+/// Assembles code to where it runs.
+pub(crate) fn place(vm: &mut SoftVm, address: u64, mut a: CodeAssembler) {
+    let bytes = a.assemble(address).expect("assembles");
+    put(vm, address, &bytes);
 }
