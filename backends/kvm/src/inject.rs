@@ -1,6 +1,5 @@
 //! Events from user space: external interrupts, NMIs, exceptions, software interrupts.
 
-use crate::convert;
 use crate::error::{self, ioctl};
 use crate::sys;
 use crate::vcpu::KvmVcpu;
@@ -109,11 +108,11 @@ impl KvmVcpu {
             .fd
             .get_vcpu_events()
             .map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
-        Ok(convert::events(&events))
+        Ok(nvmx_abi::events::events(&events))
     }
 
     pub(crate) fn put_events(&self, events: &nvmx_core::x86::VcpuEvents) -> Result<()> {
-        let events = convert::kernel_events(events, self.shared.events)?;
+        let events = nvmx_abi::events::kernel_events(events, self.shared.events)?;
         self.fd
             .set_vcpu_events(&events)
             .map_err(ioctl("KVM_SET_VCPU_EVENTS"))

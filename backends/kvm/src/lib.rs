@@ -1,7 +1,7 @@
 //! The kvm backend: [`Vm`] and [`Vcpu`] of nvmx-core over `/dev/kvm`.
 //!
 //! It stays as thin as KVM's own cut allows (Linux `Documentation/virt/kvm/api.rst`): one file for
-//! each group of ioctls, all conversions in [`convert`], all raw ioctls in `sys`. What a host
+//! each group of ioctls, all conversions in [`nvmx_abi`], all raw ioctls in `sys`. What a host
 //! lacks is found out once, in [`host`], and said in [`Capabilities`].
 //!
 //! [`Vm`]: nvmx_core::vcpu::Vm
@@ -10,7 +10,6 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod alarm;
-pub mod convert;
 pub mod error;
 mod exit;
 mod guarded;

@@ -265,7 +265,7 @@ impl KvmVcpu {
             msrs: Some(self.read_msrs(&switched)?),
             events: Some(self.vcpu_events()?),
             mp_state: nvmx_core::x86::MpState::from_kernel(mp_state.mp_state),
-            debug: Some(crate::convert::debug(&debug)),
+            debug: Some(nvmx_abi::registers::debug(&debug)),
             ..Default::default()
         })
     }

@@ -1,7 +1,6 @@
 //! The name of the rule that a refused nested state breaks, by nvmx-core's table of what
 //! KVM_SET_NESTED_STATE checks. The kernel only says EINVAL; whether it refuses is its word alone.
 
-use crate::convert;
 use crate::vcpu::KvmVcpu;
 use nvmx_core::cpu::{Model, Personality};
 use nvmx_core::nested::set_rules::{
@@ -43,7 +42,7 @@ impl KvmVcpu {
             .fd
             .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(crate::error::ioctl("KVM_GET_CPUID2"))?;
-        let cpuid = convert::cpuid(&cpuid);
+        let cpuid = nvmx_abi::cpuid::cpuid(&cpuid);
         let mut model = Model {
             physical_address_width: physical_address_width(&cpuid),
             // CPUID leaf 7, ECX bit 16: 57-bit linear addresses.

@@ -1,23 +1,16 @@
 //! The parts of [`CpuState`]: read one by one, written in the order of
 //! [`RESTORE_ORDER`] (see there for why each stands where it does).
 
-use crate::convert;
 use crate::error::ioctl;
 use crate::sys;
 use crate::vcpu::KvmVcpu;
 use crate::vm::Irqchip;
-use kvm_bindings::{kvm_lapic_state, kvm_mp_state, kvm_sregs2, kvm_xcrs, kvm_xsave};
+use kvm_bindings::{kvm_mp_state, kvm_xcrs};
+use nvmx_abi::{areas, cpuid, registers};
 use nvmx_core::vcpu::{BackendError, Parts, Result};
 use nvmx_core::x86::cpuid::CpuidEntry;
 use nvmx_core::x86::ownership::{Part, RESTORE_ORDER};
 use nvmx_core::x86::{CpuState, MpState, Regs, Sregs};
-
-/// Bytes of `struct kvm_xsave`.
-const XSAVE_SIZE: usize = 4096;
-/// Bytes of `struct kvm_lapic_state`.
-const LAPIC_SIZE: usize = 1024;
-/// Legacy region plus XSAVE header (SDM Vol. 1 "XSAVE Area").
-const XSAVE_HEADER_END: usize = 576;
 
 impl KvmVcpu {
     /// Reads the state; the caller has finished what was open.
@@ -43,10 +36,10 @@ impl KvmVcpu {
             .fd
             .get_debug_regs()
             .map_err(ioctl("KVM_GET_DEBUGREGS"))?;
-        state.debug = Some(convert::debug(&debug));
+        state.debug = Some(registers::debug(&debug));
         if self.shared.irqchip != Irqchip::None {
             let lapic = self.fd.get_lapic().map_err(ioctl("KVM_GET_LAPIC"))?;
-            state.lapic = Some(lapic.regs.iter().map(|byte| *byte as u8).collect());
+            state.lapic = Some(areas::lapic(&lapic));
         }
         Ok(state)
     }
@@ -87,7 +80,7 @@ impl KvmVcpu {
             }),
             Part::Debug => each(&state.debug, |debug| {
                 self.fd
-                    .set_debug_regs(&convert::kernel_debug(debug))
+                    .set_debug_regs(&registers::kernel_debug(debug))
                     .map_err(ioctl("KVM_SET_DEBUGREGS"))
             }),
             Part::Regs => each(&state.regs, |regs| self.put_regs(regs)),
@@ -97,69 +90,31 @@ impl KvmVcpu {
 
     pub(crate) fn regs(&self) -> Result<Regs> {
         let regs = self.fd.get_regs().map_err(ioctl("KVM_GET_REGS"))?;
-        Ok(convert::regs(&regs))
+        Ok(registers::regs(&regs))
     }
 
     pub(crate) fn put_regs(&self, regs: &Regs) -> Result<()> {
         self.fd
-            .set_regs(&convert::kernel_regs(regs))
+            .set_regs(&registers::kernel_regs(regs))
             .map_err(ioctl("KVM_SET_REGS"))
     }
 
     pub(crate) fn sregs(&self) -> Result<Sregs> {
         if self.shared.sregs2 {
-            return Ok(convert::sregs(&sys::sregs2(self.raw())?));
+            return Ok(registers::sregs(&sys::sregs2(self.raw())?));
         }
         let old = self.fd.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?;
-        Ok(convert::sregs(&kvm_sregs2 {
-            cs: old.cs,
-            ds: old.ds,
-            es: old.es,
-            fs: old.fs,
-            gs: old.gs,
-            ss: old.ss,
-            tr: old.tr,
-            ldt: old.ldt,
-            gdt: old.gdt,
-            idt: old.idt,
-            cr0: old.cr0,
-            cr2: old.cr2,
-            cr3: old.cr3,
-            cr4: old.cr4,
-            cr8: old.cr8,
-            efer: old.efer,
-            apic_base: old.apic_base,
-            ..Default::default()
-        }))
+        Ok(registers::sregs(&registers::newer(&old)))
     }
 
     pub(crate) fn put_sregs(&self, sregs: &Sregs) -> Result<()> {
-        let new = convert::kernel_sregs(sregs);
+        let new = registers::kernel_sregs(sregs);
         let result = if self.shared.sregs2 {
             sys::set_sregs2(self.raw(), &new)
         } else {
             self.fd
-                .set_sregs(&kvm_bindings::kvm_sregs {
-                    cs: new.cs,
-                    ds: new.ds,
-                    es: new.es,
-                    fs: new.fs,
-                    gs: new.gs,
-                    ss: new.ss,
-                    tr: new.tr,
-                    ldt: new.ldt,
-                    gdt: new.gdt,
-                    idt: new.idt,
-                    cr0: new.cr0,
-                    cr2: new.cr2,
-                    cr3: new.cr3,
-                    cr4: new.cr4,
-                    cr8: new.cr8,
-                    efer: new.efer,
-                    apic_base: new.apic_base,
-                    // Interrupts under delivery travel in the events part.
-                    interrupt_bitmap: [0; 4],
-                })
+                // Interrupts under delivery travel in the events part.
+                .set_sregs(&registers::older(&new, None))
                 .map_err(ioctl("KVM_SET_SREGS"))
         };
         result.map_err(|error| match error {
@@ -182,7 +137,7 @@ impl KvmVcpu {
             .fd
             .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(ioctl("KVM_GET_CPUID2"))?;
-        Ok(convert::cpuid(&cpuid))
+        Ok(cpuid::cpuid(&cpuid))
     }
 
     fn put_cpuid(&mut self, cpuid: &[CpuidEntry]) -> Result<()> {
@@ -191,7 +146,7 @@ impl KvmVcpu {
         }
         self.readable_msrs = None;
         self.fd
-            .set_cpuid2(&convert::kernel_cpuid(cpuid)?)
+            .set_cpuid2(&cpuid::kernel_cpuid(cpuid)?)
             .map_err(ioctl("KVM_SET_CPUID2"))
     }
 
@@ -225,27 +180,21 @@ impl KvmVcpu {
 
     fn xsave(&self) -> Result<Vec<u8>> {
         let xsave = self.fd.get_xsave().map_err(ioctl("KVM_GET_XSAVE"))?;
-        Ok(xsave.region.iter().flat_map(|w| w.to_le_bytes()).collect())
+        Ok(areas::xsave(&xsave))
     }
 
     fn put_xsave(&self, bytes: &[u8]) -> Result<()> {
-        if !(512..=XSAVE_SIZE).contains(&bytes.len()) {
+        let Some(xsave) = areas::kernel_xsave(bytes) else {
             return refuse_part(
                 "xsave",
-                format!("{} bytes, not 512 to {XSAVE_SIZE}", bytes.len()),
+                format!(
+                    "{} bytes, not {} to {}",
+                    bytes.len(),
+                    areas::FXSAVE_SIZE,
+                    areas::XSAVE_SIZE
+                ),
             );
-        }
-        let mut area = [0; XSAVE_SIZE];
-        area[..bytes.len()].copy_from_slice(bytes);
-        if bytes.len() < XSAVE_HEADER_END {
-            // An FXSAVE image: x87 and SSE are there.
-            area[512..XSAVE_HEADER_END].fill(0);
-            area[512] = 3;
-        }
-        let mut xsave = kvm_xsave::default();
-        for (word, chunk) in xsave.region.iter_mut().zip(area.as_chunks::<4>().0) {
-            *word = u32::from_le_bytes(*chunk);
-        }
+        };
         // SAFETY: this process asks for no dynamically enabled features (arch_prctl
         // ARCH_REQ_XCOMP_GUEST_PERM), so the kernel reads the 4096 bytes of the structure.
         unsafe { self.fd.set_xsave(&xsave) }.map_err(ioctl("KVM_SET_XSAVE"))
@@ -255,13 +204,12 @@ impl KvmVcpu {
         if self.shared.irqchip == Irqchip::None {
             return refuse_part("lapic", "this host has no in-kernel local APIC".into());
         }
-        if bytes.len() != LAPIC_SIZE {
-            return refuse_part("lapic", format!("{} bytes, not {LAPIC_SIZE}", bytes.len()));
-        }
-        let mut lapic = kvm_lapic_state::default();
-        for (to, from) in lapic.regs.iter_mut().zip(bytes) {
-            *to = *from as _;
-        }
+        let Some(lapic) = areas::kernel_lapic(bytes) else {
+            return refuse_part(
+                "lapic",
+                format!("{} bytes, not {}", bytes.len(), areas::LAPIC_SIZE),
+            );
+        };
         self.fd.set_lapic(&lapic).map_err(ioctl("KVM_SET_LAPIC"))
     }
 }

@@ -1,6 +1,5 @@
 //! A KVM virtual machine: RAM at address zero, the in-kernel local APIC, vCPUs.
 
-use crate::convert::EventFeatures;
 use crate::error::{self, ioctl};
 use crate::host::Host;
 use crate::ram::{IDENTITY_MAP_ADDRESS, Ram, TSS_ADDRESS};
@@ -12,6 +11,7 @@ use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
+use nvmx_abi::EventFeatures;
 use nvmx_core::addr::L1Phys;
 use nvmx_core::memory::GuestMemory as _;
 use nvmx_core::vcpu::{BackendError, Capabilities, Capability, Result, Vcpu, Vm, VmConfig};
