@@ -1,4 +1,4 @@
-//! Time, the TLB and guest RAM's marks: what handlers do to the engine itself.
+//! Time and guest RAM's marks: what handlers do to the engine itself.
 
 use super::StopReason;
 use super::env::Env;
@@ -43,19 +43,7 @@ impl Env {
         self.clock.slow_at = 0;
     }
 
-    // ---- TLB and code ----
-
-    /// Forgets every translation.
-    pub fn flush_tlb(&mut self) {
-        // SAFETY: `cpu` is the live CPUState; flushing is allowed at any time on its own thread.
-        unsafe { ffi::tlb_flush(self.cpu) }
-    }
-
-    /// Forgets the translation of one page.
-    pub fn flush_page(&mut self, vaddr: u64) {
-        // SAFETY: as in `flush_tlb`.
-        unsafe { ffi::tlb_flush_page(self.cpu, vaddr & !(PAGE_SIZE - 1)) }
-    }
+    // ---- Code and marks ----
 
     /// Must follow every write to guest RAM that did not come from guest code: marks the pages dirty
     /// and discards code translated from them. Addresses outside RAM are ignored.

@@ -11,6 +11,7 @@ use super::ffi::{self, Field, SegmentCache};
 use super::intercept::Intercepts;
 use super::memory::{PAGE_SIZE, Ram};
 use super::scan::{CodeSize, MAX_INSTRUCTION_LENGTH};
+use super::tlb::EnteredPages;
 use super::{Access, StopReason};
 use nvmx_core::x86::control::{cr0, cr4, efer, rflags};
 use nvmx_core::x86::regs::Gpr;
@@ -103,6 +104,8 @@ pub struct Env {
     pub(super) native_once: bool,
     /// A page of the user's in the supervisor's TLB: see [`super::returns`].
     pub(super) lent: Option<u64>,
+    /// See [`super::tlb`].
+    pub(super) entered: EnteredPages,
     /// Length of the repeated instruction at RIP, whose last iteration has just run; else 0.
     pub(super) spent_repeat: u8,
 }

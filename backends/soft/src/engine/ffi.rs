@@ -139,11 +139,88 @@ pub(super) mod cpu {
     pub(in super::super) const CFLAGS_NEXT_TB: Field<i32> = at(24);
     pub(in super::super) const INTERRUPT_REQUEST: Field<u32> = at(28);
     pub(in super::super) const ENV_PTR: Field<usize> = at(296);
+    pub(in super::super) const ICOUNT_DECR_PTR: Field<usize> = at(304);
     pub(in super::super) const EXCEPTION_INDEX: Field<i32> = at(33184);
     pub(in super::super) const UC: Field<usize> = at(33192);
     pub(in super::super) const CLASS: Field<usize> = at(33200);
     /// env lies this far behind the start of the CPU object.
     pub(in super::super) const ENV_DISTANCE: usize = 35408;
+}
+
+/// The softmmu's TLB, between `CPUState` and env, and the cache of blocks by address, in `CPUState`: all
+/// offsets from the CPU object's start.
+pub(super) mod tlb {
+    use super::{Field, at};
+
+    const START: usize = 33216;
+    const DESCRIPTIONS: usize = START + 32;
+    const DESCRIPTION_SIZE: usize = 696;
+    const FAST: usize = START + 2128;
+
+    /// `NB_MMU_MODES`.
+    pub(in super::super) const MMU_INDEXES: usize = 3;
+    /// Where `icount_decr` lies, behind the TLB.
+    pub(in super::super) const END: usize = FAST + MMU_INDEXES * 16;
+    /// Size of `CPUTLBEntry`; one with all bits set is empty.
+    pub(in super::super) const ENTRY_SIZE: usize = 64;
+    /// Size of the victims of one MMU index.
+    pub(in super::super) const VICTIMS_SIZE: usize = 8 * ENTRY_SIZE;
+    /// Start of `tb_jmp_cache`.
+    pub(in super::super) const JMP_CACHE: usize = 312;
+    pub(in super::super) const JMP_CACHE_SIZE: usize = 4096 * 8;
+    /// Size of the part of it where the blocks that start in one page are.
+    pub(in super::super) const JMP_PAGE_SIZE: usize = 64 * 8;
+
+    /// A bit for each MMU index that has had an entry.
+    pub(in super::super) const DIRTY: Field<u16> = at(START);
+
+    /// One of the two numbers that each MMU index has for the fast path.
+    #[derive(Debug, Clone, Copy)]
+    pub(in super::super) struct Fast(usize);
+
+    impl Fast {
+        #[inline(always)]
+        pub(in super::super) const fn index(self, index: usize) -> Field<usize> {
+            at(self.0 + index % MMU_INDEXES * 16)
+        }
+    }
+
+    /// Size of the table less one entry, in bytes.
+    pub(in super::super) const MASK: Fast = Fast(FAST);
+    /// Address of the table.
+    pub(in super::super) const TABLE: Fast = Fast(FAST + 8);
+
+    const fn description(index: usize) -> usize {
+        DESCRIPTIONS + index % MMU_INDEXES * DESCRIPTION_SIZE
+    }
+
+    /// `large_page_addr`: all bits set, for this engine enters none.
+    pub(in super::super) const fn large_page(index: usize) -> Field<u64> {
+        at(description(index))
+    }
+
+    /// `n_used_entries`.
+    pub(in super::super) const fn used(index: usize) -> Field<usize> {
+        at(description(index) + 32)
+    }
+
+    /// `vindex`: how many entries went to the victims.
+    pub(in super::super) const fn evicted(index: usize) -> Field<usize> {
+        at(description(index) + 40)
+    }
+
+    /// Where the victims are.
+    pub(in super::super) const fn victims(index: usize) -> usize {
+        description(index) + 48
+    }
+
+    /// Where the blocks that start in the page of this address are (`tb_jmp_cache_hash_page`).
+    #[inline(always)]
+    pub(in super::super) const fn jmp_cache_of_page(vaddr: u64) -> usize {
+        let page = vaddr >> 12 << 12;
+        let mixed = (page ^ (page >> 6)) >> 6;
+        JMP_CACHE + (mixed as usize & 0xfc0) * 8
+    }
 }
 
 /// `CPUClass::tlb_fill`: what the softmmu calls when its TLB misses.

@@ -240,8 +240,7 @@ pub(super) unsafe extern "C" fn on_event(_uc: *mut uc_engine, number: u32, share
 fn dispatch(shared: &mut Shared, number: i32) {
     let env = &mut shared.env;
     if std::mem::take(&mut shared.forget_page_beside) {
-        // SAFETY: `cpu` is live and not in the middle of an access.
-        unsafe { ffi::tlb_flush(env.cpu) };
+        env.flush_tlb();
     }
     if env.clock.cut {
         env.clock.cut = false;
@@ -487,8 +486,7 @@ fn install(env: &mut Env, vaddr: u64, access: Access, entry: &TlbEntry, mmu_inde
             if !region.code.get(page.page) {
                 region.code.set(page.page);
                 // Entries that let stores pass unseen go.
-                // SAFETY: `cpu` is live, and unicorn expects the TLB to change in a fill.
-                unsafe { ffi::tlb_flush(env.cpu) };
+                env.flush_tlb_in_fill();
             }
             read | ffi::PAGE_EXEC
         }
@@ -511,17 +509,8 @@ fn install(env: &mut Env, vaddr: u64, access: Access, entry: &TlbEntry, mmu_inde
             }
         }
     };
-    // SAFETY: `cpu` is live; the physical page is RAM that the engine has mapped.
-    unsafe {
-        ffi::tlb_set_page(
-            env.cpu,
-            vaddr & !(PAGE_SIZE - 1),
-            entry.gpa & !(PAGE_SIZE - 1),
-            protection,
-            mmu_index,
-            PAGE_SIZE,
-        );
-    }
+    // SAFETY: this is a fill, and the page is RAM.
+    unsafe { env.enter_translation(vaddr, entry.gpa, protection, mmu_index) };
     true
 }
 

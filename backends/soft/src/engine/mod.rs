@@ -25,6 +25,7 @@ mod special;
 mod state;
 #[cfg(test)]
 mod tests;
+mod tlb;
 
 pub use env::{Env, FeatureWord, NativeMsr};
 pub use intercept::{Intercept, Intercepts};
@@ -294,6 +295,7 @@ impl Engine {
                     resume_held: None,
                     native_once: false,
                     lent: None,
+                    entered: tlb::EnteredPages::NONE,
                     spent_repeat: 0,
                 };
                 let shared = NonNull::from(Box::leak(Box::new(Shared::new(env))));

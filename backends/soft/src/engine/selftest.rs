@@ -74,6 +74,21 @@ pub(super) fn pointers(uc: *mut uc_engine) -> Result<(*mut u8, *mut u8, *mut u8)
         )?;
         ensure(ffi::uc::USE_EXITS.read(base) == 1, "uc.use_exits")?;
         ensure(ffi::uc::NESTED_LEVEL.read(base) == 0, "uc.nested_level")?;
+        let end = cpu.wrapping_add(ffi::tlb::END).addr();
+        ensure(
+            ffi::cpu::ICOUNT_DECR_PTR.read(cpu) == end,
+            "cpu.icount_decr_ptr",
+        )?;
+        for index in 0..ffi::tlb::MMU_INDEXES {
+            let mask = ffi::tlb::MASK.index(index).read(cpu);
+            let entries = (mask + ffi::tlb::ENTRY_SIZE) / ffi::tlb::ENTRY_SIZE;
+            let table = ffi::tlb::TABLE.index(index).read(cpu);
+            let plausible = entries.is_power_of_two() && entries >= 64;
+            ensure(plausible && table != 0 && table.is_multiple_of(8), "tlb.f")?;
+            let large = ffi::tlb::large_page(index).read(cpu) == u64::MAX;
+            let used = ffi::tlb::used(index).read(cpu);
+            ensure(large && used <= entries, "tlb.d")?;
+        }
         let exits = ffi::uc::CTL_EXITS.read(base) as *const u8;
         ensure(
             !exits.is_null() && exits.addr().is_multiple_of(8),
@@ -367,8 +382,16 @@ fn behaviour(memory: &GuestMemoryMmap<()>) -> Result<(), SelfTestError> {
     if recorder.0 != expected {
         return fail(format!("{:x?} came, not {expected:x?}", recorder.0));
     }
-    match engine.env().executed() {
-        9 => Ok(()),
-        count => fail(format!("{count} instructions counted, not 9")),
+    let count = engine.env().executed();
+    if count != 9 {
+        return fail(format!("{count} instructions counted, not 9"));
     }
+    if engine.env().holds_no_translation() {
+        return fail("no translation is where the TLB should be".into());
+    }
+    engine.env_mut().flush_tlb();
+    if !engine.env().holds_no_translation() {
+        return fail("a flush left a translation".into());
+    }
+    Ok(())
 }

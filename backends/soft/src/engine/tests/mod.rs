@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use vm_memory::{Bytes, GuestAddress};
 
 mod state;
+mod tlb;
 
 const MEMORY: u64 = 4 << 20;
 const MMIO: u64 = 0xfee0_0000;
@@ -410,35 +411,6 @@ fn non_canonical_branches_fault_at_the_branch() {
         let gp = Seen::Intercept(Intercept::Exception(13), 0);
         assert_eq!(test.seen, [(0x1001, 1, gp)], "{code:x?}");
         assert_eq!(engine.env().gpr(Gpr::Rsp), 0x8000, "{code:x?}");
-    }
-}
-
-#[test]
-fn changed_code_runs_changed_through_an_alias() {
-    // Loop at 0x1000: call 0x3000 twice, patching it in between through 0x30_0000 (same page).
-    // mov ecx,2; L: call 0x3000; mov byte [0x300001], 7; dec ecx; jnz L; hlt
-    let code = [
-        0xb9, 2, 0, 0, 0, // 1000
-        0xe8, 0xf6, 0x1f, 0, 0, // 1005 call 0x3000
-        0xc6, 0x04, 0x25, 1, 0, 0x30, 0, 7, // 100a
-        0xff, 0xc9, 0x75, 0xef, 0xf4,
-    ];
-    // add rax, 1; ret
-    let function = [0x04, 0x01, 0xc3];
-    let (_memory, mut engine) = machine(&[(0x1000, &code), (0x3000, &function)]);
-    engine.env_mut().set_gpr(Gpr::Rax, 0);
-    let mut test = Test::default();
-    test.map.insert(0x30_0000, Some(0x3000));
-    engine.run(&mut test, 100).unwrap();
-    assert_eq!(engine.env().gpr(Gpr::Rax), 8);
-    // Written by the host.
-    let (memory, mut engine) = machine(&[(0x1000, &[0x04, 0x01, 0xf4])]);
-    for (value, sum) in [(1u8, 1), (5, 6)] {
-        memory.write_obj(value, GuestAddress(0x1001)).unwrap();
-        engine.env_mut().host_wrote(0x1001, 1);
-        engine.env_mut().set_rip(0x1000);
-        engine.run(&mut Test::default(), 100).unwrap();
-        assert_eq!(engine.env().gpr(Gpr::Rax), sum);
     }
 }
 
