@@ -18,11 +18,12 @@ check:
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps
 
-# Writes docs/rules.md out of the tables in the code; a test holds the two together.
+# Writes docs/rules.md and docs/selftests.md out of the tables in the code; tests hold them together.
 docs:
 	NVMX_WRITE_DOCS=1 cargo test --quiet --locked -p nvmx-snapshots --test page
+	NVMX_WRITE_DOCS=1 cargo test --quiet --locked -p nvmx --test selftests
 
 # Packages and kernels for the lab, cached in ~/.cache/nvmx (NVMX_CACHE overrides).
 lab:
 	./setup.sh
-	lab/setup.sh
+	lab/setup.sh --selftests

@@ -1,13 +1,17 @@
 #!/bin/sh
 # Prepares a Debian machine for the lab: installs the packages it needs and unpacks the kernels into a cache.
-# usage: setup.sh [6.1] [6.12]        (default: both)
+# usage: setup.sh [--selftests] [6.1] [6.12]        (default: both)
+# --selftests also builds Linux's own KVM selftests from Debian's source of each kernel.
 # NVMX_CACHE overrides the cache directory (default ~/.cache/nvmx). Nothing is installed into /boot or /lib/modules.
 # Quick and silent on the network when everything is there already. NVMX_LAB_REFRESH=1 looks for newer kernels.
 set -eu
 
 cache=${NVMX_CACHE:-${HOME:-/root}/.cache/nvmx}/lab
+selftests=
+if [ "${1:-}" = --selftests ]; then selftests=yes; shift; fi
 kernels=${*:-6.1 6.12}
 format=4 # of the cache: raise it when what stands in there changes
+selftests_format=1 # likewise
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 
 say() { printf 'lab setup: %s\n' "$*" >&2; }
@@ -28,9 +32,9 @@ update_lists() {
     updated=yes
 }
 
-install_packages() {
+install_packages() { # PACKAGE...
     missing=
-    for p in bochs bochs-term bochsbios busybox-static binutils util-linux lz4 xz-utils zstd; do
+    for p in "$@"; do
         [ "$(dpkg-query -W -f '${db:Status-Status}' $p 2>/dev/null || true)" = installed ] || missing="$missing $p"
     done
     [ -z "$missing" ] && return 0
@@ -96,6 +100,10 @@ unpack_module() { # MODULE-WITHOUT-SUFFIX OUT
     rm -f "$2.tmp"
 }
 
+fetch_package() { # PACKAGE DIRECTORY
+    (cd "$2" && apt-get -q -o APT::Sandbox::User=root download "$1" >&2)
+}
+
 fetch_kernel() { # VERSION
     dir=$cache/$1
     if [ -z "${NVMX_LAB_REFRESH:-}" ] && [ "$(cat "$dir/complete" 2>/dev/null)" = "$format" ]; then return 0; fi
@@ -110,10 +118,10 @@ fetch_kernel() { # VERSION
     trap 'rm -rf "$work"' EXIT INT TERM
     say "fetching $image $version"
     # A list that is out of date names files that the mirror has dropped: refresh it and look again.
-    if ! (cd "$work" && apt-get -q -o APT::Sandbox::User=root download "$image" >&2); then
+    if ! fetch_package "$image" "$work"; then
         updated=; update_lists
         image=$(find_image "$1"); version=$(candidate "$image")
-        (cd "$work" && retry apt-get -q -o APT::Sandbox::User=root download "$image" >&2) || die "download of $image failed"
+        retry fetch_package "$image" "$work" || die "download of $image failed"
     fi
     dpkg -x "$work"/"$image"_*.deb "$work/root"
     mkdir -p "$work/new/modules"
@@ -134,9 +142,57 @@ fetch_kernel() { # VERSION
     say "kernel $1: $release in $dir"
 }
 
+# Linux's KVM selftests, out of the source package: a tenth of the tree is what their build and its headers need. All of
+# them are built, for that takes seconds; one that does not build is missed by whoever wants to run it.
+fetch_selftests() { # VERSION
+    dir=$cache/selftests/$1
+    if [ -z "${NVMX_LAB_REFRESH:-}" ] && [ "$(cat "$dir/complete" 2>/dev/null)" = "$selftests_format" ]; then return 0; fi
+    source=linux-source-$1
+    version=$(candidate "$source")
+    if [ -z "$version" ]; then update_lists; version=$(candidate "$source"); fi
+    if [ -z "$version" ] && [ "$1" = 6.12 ]; then add_backports; version=$(candidate "$source"); fi
+    [ -n "$version" ] || die "no $source in the package lists"
+    if [ "$(cat "$dir/complete" 2>/dev/null)" = "$selftests_format" ] && [ "$(cat "$dir/package")" = "$source $version" ]; then return 0; fi
+    mkdir -p "$cache/selftests"
+    work=$(mktemp -d "$cache/unpack.XXXXXX")
+    trap 'rm -rf "$work"' EXIT INT TERM
+    say "fetching $source $version for its KVM selftests"
+    if ! fetch_package "$source" "$work"; then
+        updated=; update_lists
+        version=$(candidate "$source")
+        retry fetch_package "$source" "$work" || die "download of $source failed"
+    fi
+    mkdir "$work/tree" "$work/new"
+    dpkg-deb --fsys-tarfile "$work"/"$source"_*.deb | tar -xO "./usr/src/$source.tar.xz" |
+        tar -xJ -C "$work/tree" --strip-components=1 --wildcards "$source/Makefile" "$source/Kbuild" "$source/scripts" \
+            "$source/include" "$source/usr/include" "$source/arch/x86/Kbuild" "$source/arch/x86/Makefile*" \
+            "$source/arch/x86/include" "$source/arch/x86/tools" "$source/arch/x86/entry/syscalls" \
+            "$source/tools/arch/x86/include" "$source/tools/build" "$source/tools/include" "$source/tools/lib/*.c" \
+            "$source/tools/scripts" "$source/tools/testing/selftests/*.h" "$source/tools/testing/selftests/*.mk" \
+            "$source/tools/testing/selftests/kvm" "$source/tools/testing/selftests/rseq" || die "unpacking $source failed"
+    rm -f "$work"/*.deb
+    tests=$work/tree/tools/testing/selftests/kvm
+    make -s -C "$work/tree" -j"$(nproc)" headers >"$work/log" 2>&1 || { cat "$work/log" >&2; die "the headers of $source do not install"; }
+    make -s -k -C "$tests" -j"$(nproc)" >"$work/log" 2>&1 || true
+    # Programs are what is executable and no script; the directory of the architecture has another name in each version.
+    find "$tests" -type f -perm -u+x ! -name '*.sh' -exec strip {} + -exec mv -t "$work/new" {} +
+    [ -e "$work/new/state_test" ] || { tail -n 30 "$work/log" >&2; die "the KVM selftests of $source do not build"; }
+    echo "$source $version" >"$work/new/package"
+    echo "$selftests_format" >"$work/new/complete"
+    rm -rf "$dir"
+    mv "$work/new" "$dir"
+    rm -rf "$work"
+    trap - EXIT INT TERM
+    say "KVM selftests of $version in $dir"
+}
+
 mkdir -p "$cache"
 # Two set-ups at once would fight over the lists and the cache: the second waits.
 exec 9>"$cache/setup.lock"
 flock 9
-install_packages
+install_packages bochs bochs-term bochsbios busybox-static binutils util-linux lz4 xz-utils zstd
 for k in $kernels; do fetch_kernel "$k"; done
+if [ -n "$selftests" ]; then
+    install_packages gcc libc6-dev make
+    for k in $kernels; do fetch_selftests "$k"; done
+fi

@@ -438,6 +438,9 @@ pub(crate) struct AgentChannel {
     /// Serve the lab's host (inside a lab)
     #[arg(long)]
     pub(crate) lab_channel: bool,
+    /// Run programs for the lab's host (inside a lab)
+    #[arg(long)]
+    pub(crate) lab_programs: bool,
 }
 
 #[derive(Debug, Args)]

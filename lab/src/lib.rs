@@ -14,6 +14,7 @@
 //! | [`vmlinux`], [`boot_code`], [`boot_disk`] | the disk that starts the kernel without a boot loader |
 //! | [`bare`] | a guest image on that emulator alone, whose own VMX then serves L1 |
 //! | [`bochs`], [`console`] | the emulator as a child process, and what the guest prints |
+//! | [`programs`] | a program run to its end, here or inside, with a time limit |
 //! | [`mailbox`], [`stream`], [`guest`] | the byte stream: layout on a shared disk, host's end, guest's end |
 #![forbid(unsafe_code)]
 
@@ -30,6 +31,7 @@ pub mod error;
 pub mod guest;
 pub mod initramfs;
 pub mod mailbox;
+pub mod programs;
 pub mod stream;
 pub mod vmlinux;
 

@@ -27,6 +27,9 @@ pub(crate) fn run(options: &Agent) -> anyhow::Result<u8> {
     } else if options.channel.lab_channel {
         let channel = GuestChannel::open().context("the lab's channel")?;
         serve_lab(channel, &mut make)?;
+    } else if options.channel.lab_programs {
+        let channel = GuestChannel::open().context("the lab's channel")?;
+        nvmx_lab::programs::serve(channel)?;
     } else if let Some(address) = &options.channel.listen {
         let listener = TcpListener::bind(address).with_context(|| format!("--listen {address}"))?;
         let address = listener.local_addr().context("--listen")?;
