@@ -3,10 +3,14 @@
 #[cfg(feature = "soft")]
 mod campaign;
 mod rules;
+#[cfg(feature = "soft")]
+mod shim;
 
 #[cfg(feature = "soft")]
 pub(crate) use campaign::{CampaignArguments, CampaignCommand, CampaignEntry, CampaignReplay};
 pub(crate) use rules::{Check, Profiles};
+#[cfg(feature = "soft")]
+pub(crate) use shim::Shim;
 
 mod guest;
 
@@ -69,6 +73,9 @@ pub(crate) enum Command {
     Convert(Convert),
     /// Real KVM on machines without VMX: Debian's kernel inside Debian's Bochs
     Lab(LabArguments),
+    /// Run a program that uses /dev/kvm, on the software model
+    #[cfg(feature = "soft")]
+    Shim(Shim),
     /// Serve a local backend to another nvmx
     Agent(Agent),
     /// Print completions for a shell

@@ -53,6 +53,8 @@ fn main() -> ExitCode {
         Command::Campaign(options) => commands::campaign::run(&options),
         Command::Convert(options) => commands::convert::run(&options),
         Command::Lab(options) => commands::lab::run(&options),
+        #[cfg(feature = "soft")]
+        Command::Shim(options) => commands::shim::run(&options),
         Command::Agent(options) => commands::agent::run(&options),
         Command::Completions(options) => commands::completions::run(&options),
     };

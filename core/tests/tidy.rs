@@ -18,6 +18,8 @@ const UNSAFE_ROOMS: &[&str] = &[
     "backends/soft/",
     "backends/kvm/",
     "backends/remote/src/port_io.rs",
+    "backends/shim/src/os/",
+    "backends/shim/preload/",
 ];
 
 /// Crate roots that cannot forbid `unsafe` because of such a room.
@@ -25,6 +27,8 @@ const NOT_FORBIDDING: &[&str] = &[
     "backends/soft/src/lib.rs",
     "backends/kvm/src/lib.rs",
     "backends/remote/src/lib.rs",
+    "backends/shim/src/lib.rs",
+    "backends/shim/preload/src/lib.rs",
 ];
 
 /// What nvmx-core may depend on: no crate that does I/O, and none of ours.
@@ -44,11 +48,19 @@ const OUTSIDE: &[&str] = &[
 ];
 
 /// Folders of the crates that link unicorn whatever the features, and so are GPL-2.0-only.
-const LINKS_UNICORN: &[&str] = &["backends/soft", "benches", "demo"];
+const LINKS_UNICORN: &[&str] = &[
+    "backends/soft",
+    "backends/shim",
+    "backends/shim/preload",
+    "benches",
+    "demo",
+];
 
 /// Crates under GPL-2.0 or with such code in them.
 const GPL: &[&str] = &[
     "nvmx-soft",
+    "nvmx-shim",
+    "nvmx-preload",
     "nvmx-benches",
     "nvmx-demo",
     "unicorn-engine",
@@ -63,6 +75,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("backends/abi", &["nvmx-core"]),
     ("backends/kvm", &["nvmx-core", "nvmx-abi"]),
     ("backends/remote", &["nvmx-core"]),
+    (
+        "backends/shim",
+        &["nvmx-core", "nvmx-abi", "nvmx-machine", "nvmx-soft"],
+    ),
+    ("backends/shim/preload", &["nvmx-shim"]),
     ("snapshots", &["nvmx-core", "nvmx-machine"]),
     ("examples", &["nvmx-core", "nvmx-machine"]),
     ("lab", &["nvmx-core", "nvmx-machine", "nvmx-remote"]),
@@ -74,6 +91,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "nvmx-soft",
             "nvmx-kvm",
             "nvmx-remote",
+            "nvmx-shim",
+            "nvmx-preload",
             "nvmx-snapshots",
             "nvmx-examples",
             "nvmx-lab",

@@ -13,6 +13,8 @@ pub(crate) mod lab;
 pub(crate) mod profiles;
 pub(crate) mod replay;
 pub(crate) mod run;
+#[cfg(feature = "soft")]
+pub(crate) mod shim;
 pub(crate) mod show;
 pub(crate) mod snapshot;
 mod whereabouts;

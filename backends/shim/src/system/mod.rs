@@ -1,0 +1,3 @@
+//! What `/dev/kvm` itself answers.
+
+pub mod basics;

@@ -1,0 +1,66 @@
+//! The ioctls of a virtual CPU.
+
+use super::{io, ior, iow, iowr, rows};
+use crate::errno::Errno;
+use kvm_bindings::*;
+
+/// What is still to be written: answered as an unknown number is.
+const TO_COME: &str = "not written yet";
+const NO_XEN: &str = "no Xen interface";
+
+rows! { Vcpu;
+    KVM_RUN io(0x80), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_REGS ior::<kvm_regs>(0x81), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_REGS iow::<kvm_regs>(0x82), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_SREGS ior::<kvm_sregs>(0x83), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_SREGS iow::<kvm_sregs>(0x84), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_TRANSLATE iowr::<kvm_translation>(0x85), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_INTERRUPT iow::<kvm_interrupt>(0x86), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_MSRS iowr::<kvm_msrs>(0x88), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_MSRS iow::<kvm_msrs>(0x89), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_CPUID iow::<kvm_cpuid>(0x8a), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_SIGNAL_MASK iow::<kvm_signal_mask>(0x8b), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_FPU ior::<kvm_fpu>(0x8c), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_FPU iow::<kvm_fpu>(0x8d), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_LAPIC ior::<kvm_lapic_state>(0x8e), "KVM_CAP_IRQCHIP", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_LAPIC iow::<kvm_lapic_state>(0x8f), "KVM_CAP_IRQCHIP", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_CPUID2 iow::<kvm_cpuid2>(0x90), "KVM_CAP_EXT_CPUID", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_CPUID2 iowr::<kvm_cpuid2>(0x91), "KVM_CAP_EXT_CPUID", Absent(Errno::EINVAL, TO_COME);
+    KVM_TPR_ACCESS_REPORTING iowr::<kvm_tpr_access_ctl>(0x92), "KVM_CAP_VAPIC", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_VAPIC_ADDR iow::<kvm_vapic_addr>(0x93), "KVM_CAP_VAPIC", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_MP_STATE ior::<kvm_mp_state>(0x98), "KVM_CAP_MP_STATE", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_MP_STATE iow::<kvm_mp_state>(0x99), "KVM_CAP_MP_STATE", Absent(Errno::EINVAL, TO_COME);
+    KVM_NMI io(0x9a), "KVM_CAP_USER_NMI", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_GUEST_DEBUG iow::<kvm_guest_debug>(0x9b), "KVM_CAP_SET_GUEST_DEBUG", Absent(Errno::EINVAL, TO_COME);
+    KVM_X86_SETUP_MCE iow::<u64>(0x9c), "KVM_CAP_MCE", Absent(Errno::EINVAL, TO_COME);
+    KVM_X86_SET_MCE iow::<kvm_x86_mce>(0x9e), "KVM_CAP_MCE", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_VCPU_EVENTS ior::<kvm_vcpu_events>(0x9f), "KVM_CAP_VCPU_EVENTS", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_VCPU_EVENTS iow::<kvm_vcpu_events>(0xa0), "KVM_CAP_VCPU_EVENTS", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_DEBUGREGS ior::<kvm_debugregs>(0xa1), "KVM_CAP_DEBUGREGS", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_DEBUGREGS iow::<kvm_debugregs>(0xa2), "KVM_CAP_DEBUGREGS", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_TSC_KHZ io(0xa2), "KVM_CAP_TSC_CONTROL", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_TSC_KHZ io(0xa3), "KVM_CAP_GET_TSC_KHZ", Absent(Errno::EINVAL, TO_COME);
+    KVM_ENABLE_CAP iow::<kvm_enable_cap>(0xa3), "KVM_CAP_ENABLE_CAP", Vcpu(crate::vcpu::basics::enable_cap);
+    KVM_GET_XSAVE ior::<kvm_xsave>(0xa4), "KVM_CAP_XSAVE", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_XSAVE iow::<kvm_xsave>(0xa5), "KVM_CAP_XSAVE", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_XCRS ior::<kvm_xcrs>(0xa6), "KVM_CAP_XCRS", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_XCRS iow::<kvm_xcrs>(0xa7), "KVM_CAP_XCRS", Absent(Errno::EINVAL, TO_COME);
+    KVM_KVMCLOCK_CTRL io(0xad), "KVM_CAP_KVMCLOCK_CTRL", Absent(Errno::EINVAL, "no clock of KVM's in the guest");
+    KVM_SMI io(0xb7), "KVM_CAP_X86_SMM", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_NESTED_STATE iowr::<kvm_nested_state_header>(0xbe), "KVM_CAP_NESTED_STATE", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_NESTED_STATE iow::<kvm_nested_state_header>(0xbf), "KVM_CAP_NESTED_STATE", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_SUPPORTED_HV_CPUID iowr::<kvm_cpuid2>(0xc1), "KVM_CAP_HYPERV_CPUID", Absent(Errno::EINVAL, "no Hyper-V interface");
+    KVM_XEN_VCPU_GET_ATTR iowr::<kvm_xen_vcpu_attr>(0xca), "KVM_CAP_XEN_HVM", Absent(Errno::EINVAL, NO_XEN);
+    KVM_XEN_VCPU_SET_ATTR iow::<kvm_xen_vcpu_attr>(0xcb), "KVM_CAP_XEN_HVM", Absent(Errno::EINVAL, NO_XEN);
+    KVM_GET_SREGS2 ior::<kvm_sregs2>(0xcc), "KVM_CAP_SREGS2", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_SREGS2 iow::<kvm_sregs2>(0xcd), "KVM_CAP_SREGS2", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_STATS_FD io(0xce), "KVM_CAP_BINARY_STATS_FD", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_XSAVE2 ior::<kvm_xsave>(0xcf), "KVM_CAP_XSAVE2", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_DEVICE_ATTR iow::<kvm_device_attr>(0xe1), "KVM_CAP_VCPU_ATTRIBUTES", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_DEVICE_ATTR iow::<kvm_device_attr>(0xe2), "KVM_CAP_VCPU_ATTRIBUTES", Absent(Errno::EINVAL, TO_COME);
+    KVM_HAS_DEVICE_ATTR iow::<kvm_device_attr>(0xe3), "KVM_CAP_VCPU_ATTRIBUTES", Absent(Errno::EINVAL, TO_COME);
+}
+
+/// `struct kvm_nested_state` without the data that follows it, whose size is part of the number.
+#[repr(C)]
+struct kvm_nested_state_header([u8; 128]);

@@ -1,0 +1,96 @@
+//! A virtual CPU: its number, its shared pages, and what the kernel keeps for it.
+
+pub mod basics;
+
+use crate::os::RunPages;
+use crate::vm::{Vm, VmState};
+use nvmx_soft::SoftVm;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A virtual CPU. The VM lives while one of its vCPUs does.
+#[derive(Debug)]
+pub struct Vcpu {
+    vm: Arc<Vm>,
+    index: usize,
+    /// `struct kvm_run` and what follows it.
+    pub pages: RunPages,
+    /// Held by the one call that a vCPU serves at a time (`vcpu->mutex`).
+    busy: Mutex<()>,
+}
+
+/// What the VM's lock guards of a vCPU.
+#[derive(Debug)]
+pub struct VcpuState {
+    /// The caller's number, the APIC's at the start.
+    pub id: u32,
+}
+
+/// A vCPU of a VM that is locked, for a handler.
+pub struct VcpuContext<'a> {
+    /// The VM with all of its vCPUs.
+    pub vm: &'a mut VmState,
+    /// The vCPU's index in the model and in [`VmState::vcpus`].
+    pub index: usize,
+    /// The pages that it shares with the caller.
+    pub pages: &'a RunPages,
+}
+
+impl Vcpu {
+    pub(crate) fn new(vm: Arc<Vm>, index: usize, pages: RunPages) -> Self {
+        Self {
+            vm,
+            index,
+            pages,
+            busy: Mutex::new(()),
+        }
+    }
+
+    /// Its VM.
+    #[must_use]
+    pub fn vm(&self) -> &Arc<Vm> {
+        &self.vm
+    }
+
+    /// Its index in the model.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Waits until no other call is at work on this vCPU.
+    pub fn busy(&self) -> MutexGuard<'_, ()> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl VcpuState {
+    pub(crate) fn new(id: u32) -> Self {
+        Self { id }
+    }
+}
+
+impl<'a> VcpuContext<'a> {
+    pub(crate) fn new(vm: &'a mut VmState, vcpu: &'a Vcpu) -> Self {
+        Self {
+            vm,
+            index: vcpu.index,
+            pages: &vcpu.pages,
+        }
+    }
+
+    /// The vCPU of the model.
+    pub fn cpu(&mut self) -> &mut dyn nvmx_core::vcpu::Vcpu {
+        let index = self.index;
+        nvmx_core::vcpu::Vm::vcpu(self.soft(), index)
+    }
+
+    /// The model.
+    pub fn soft(&mut self) -> &mut SoftVm {
+        &mut self.vm.soft.0
+    }
+
+    /// What the kernel keeps for it.
+    pub fn record(&mut self) -> &mut VcpuState {
+        &mut self.vm.vcpus[self.index]
+    }
+}

@@ -1,0 +1,44 @@
+//! The ioctls of a VM that make vCPUs, and those that every level has.
+
+use crate::capabilities;
+use crate::errno::{Answer, Errno};
+use crate::os::{RunPages, User};
+use crate::shim::{Object, Shim};
+use crate::vcpu::{Vcpu, VcpuState};
+use crate::vm::{MAX_VCPU_ID, MAX_VCPUS, Vm, VmContext};
+use kvm_bindings::kvm_enable_cap;
+use std::sync::Arc;
+
+/// KVM_CHECK_EXTENSION on a VM.
+pub fn check_extension(_: &Shim, _: &Arc<Vm>, _: User, argument: u64) -> Answer {
+    Ok(capabilities::check(argument))
+}
+
+/// KVM_ENABLE_CAP on a VM.
+pub fn enable_cap(context: &mut VmContext<'_>, user: User, argument: u64) -> Answer {
+    let request: kvm_enable_cap = user.read(argument)?;
+    capabilities::enable_vm(context, &request)
+}
+
+/// KVM_CREATE_VCPU (kvm_vm_ioctl_create_vcpu): a number too high or a vCPU too many is EINVAL, one that is
+/// there already EEXIST.
+pub fn create_vcpu(shim: &Shim, vm: &Arc<Vm>, _: User, argument: u64) -> Answer {
+    let id = u32::try_from(argument).map_err(|_| Errno::EINVAL)?;
+    if id >= MAX_VCPU_ID as u32 {
+        return Err(Errno::EINVAL);
+    }
+    let mut state = vm.lock();
+    let index = state.vcpus.len();
+    if index >= MAX_VCPUS as usize || index >= state.vcpu_room() {
+        return Err(Errno::EINVAL);
+    }
+    if state.vcpus.iter().any(|vcpu| vcpu.id == id) {
+        return Err(Errno::EEXIST);
+    }
+    let (pages, fd) = RunPages::new()?;
+    state.vcpus.push(VcpuState::new(id));
+    drop(state);
+    let vcpu = Vcpu::new(Arc::clone(vm), index, pages);
+    shim.enter(fd, Object::Vcpu(Arc::new(vcpu)));
+    Ok(fd)
+}

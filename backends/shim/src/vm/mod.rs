@@ -1,0 +1,118 @@
+//! A virtual machine: the model, what the kernel keeps beside it, and the lock around both.
+
+pub mod create;
+mod lock;
+
+use crate::errno::Errno;
+use crate::settings::Settings;
+use crate::vcpu::{Vcpu, VcpuContext, VcpuState};
+use lock::{FairLock, Guard};
+use nvmx_core::vcpu::VmConfig;
+use nvmx_soft::SoftVm;
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+/// vCPUs that a VM may have.
+pub const MAX_VCPUS: i32 = 8;
+/// KVM_CAP_MAX_VCPU_ID: a vCPU's number is below.
+pub const MAX_VCPU_ID: i32 = 255;
+
+/// A virtual machine.
+pub struct Vm {
+    /// The process that made it.
+    owner: u32,
+    state: FairLock<VmState>,
+}
+
+/// What the lock guards.
+pub struct VmState {
+    /// The model.
+    pub soft: crate::os::Sent<SoftVm>,
+    /// By the vCPU's index in the model.
+    pub vcpus: Vec<VcpuState>,
+}
+
+/// A VM that is locked, for a handler.
+pub struct VmContext<'a> {
+    /// All there is.
+    pub vm: &'a mut VmState,
+}
+
+/// A VM that is locked.
+pub struct Locked<'a>(Guard<'a, VmState>);
+
+impl Vm {
+    /// A VM without memory and without vCPUs.
+    pub fn new(settings: &Settings) -> Result<Self, Errno> {
+        let _ = settings.profile;
+        // Memory and vCPUs come later.
+        let soft = SoftVm::new(&VmConfig::default()).map_err(|_| Errno::ENOMEM)?;
+        Ok(Self {
+            owner: std::process::id(),
+            state: FairLock::new(VmState {
+                soft: crate::os::Sent(soft),
+                vcpus: Vec::new(),
+            }),
+        })
+    }
+
+    /// Whether the process that calls made it.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.owner == std::process::id()
+    }
+
+    /// Waits for the lock, first come, first served.
+    pub fn lock(&self) -> Locked<'_> {
+        Locked(self.state.lock())
+    }
+
+    /// Whether somebody waits for the lock.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.state.is_wanted()
+    }
+}
+
+impl Locked<'_> {
+    /// For a handler of the VM.
+    pub fn context(&mut self) -> VmContext<'_> {
+        VmContext { vm: &mut self.0 }
+    }
+
+    /// For a handler of a vCPU.
+    pub fn vcpu_context<'a>(&'a mut self, vcpu: &'a Arc<Vcpu>) -> VcpuContext<'a> {
+        VcpuContext::new(&mut self.0, vcpu)
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = VmState;
+
+    fn deref(&self) -> &VmState {
+        &self.0
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut VmState {
+        &mut self.0
+    }
+}
+
+impl fmt::Debug for Vm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vm")
+            .field("owner", &self.owner)
+            .finish_non_exhaustive()
+    }
+}
+
+impl VmState {
+    /// vCPUs that the model has room for.
+    #[must_use]
+    pub fn vcpu_room(&self) -> usize {
+        nvmx_core::vcpu::Vm::vcpu_count(&self.soft.0)
+    }
+}
