@@ -267,6 +267,13 @@ pub enum BackendError {
     /// An address that is not RAM.
     #[error(transparent)]
     NotRam(#[from] crate::memory::NotRam),
+    /// RAM whose memory in the host is not there: the caller unmapped or protected it (KVM_RUN answers
+    /// EFAULT). The vCPU can run again once it is.
+    #[error("the host memory behind guest-physical {address} is not there")]
+    HostMemory {
+        /// L1-physical address of the access.
+        address: L1Phys,
+    },
     /// The other side of a connection is gone or speaks nonsense.
     #[error("connection to {peer}: {message}")]
     Connection {

@@ -14,8 +14,10 @@ mod processor;
 mod ram;
 mod reset;
 mod schedule;
+mod slots;
 mod state;
 mod topology;
 mod vm;
 
+pub use slots::{MOST_VCPUS, MemorySlot};
 pub use vm::SoftVm;

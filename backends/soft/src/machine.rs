@@ -6,6 +6,7 @@ use crate::engine::{
     Mmio, NativeMsr, TlbEntry,
 };
 use crate::processor::{Processor, kind, may_be_xsave};
+use crate::ram::Reach;
 use iced_x86::Register;
 use nvmx_core::addr::L1Phys;
 use nvmx_core::cpu::Interruptibility;
@@ -203,7 +204,7 @@ impl Runner<'_> {
             self.exit = Some(Exit::Budget);
             return Action::Stop;
         }
-        if self.processor.outside.leave {
+        if self.processor.outside.leave || self.processor.ram.is_absent() {
             return Action::Stop;
         }
         if self.loops_without_progress(env.executed()) {
@@ -284,13 +285,18 @@ impl Machine for Runner<'_> {
         processor
             .ram
             .take_written(|address, length| env.host_wrote(address, length));
+        // What is fetched ahead may never be reached: `fault` and `mmio` find out.
+        processor.ram.take_absent();
         match mapping {
             Err(_) => Fill::Fault,
             Ok(mapping) => {
                 let gpa = mapping.physical.0;
+                let write = request.access == EngineAccess::Write;
+                let Reach::Ram { writable } = processor.ram.reach(gpa, write) else {
+                    return Fill::Mmio { gpa };
+                };
                 // A translation kept would let the next write pass, whatever its sub-page permission.
                 if mapping.sub_page
-                    || !processor.ram.contains(gpa, 1)
                     || processor.is_apic_page(gpa)
                     || processor
                         .apic_virtualization
@@ -301,7 +307,7 @@ impl Machine for Runner<'_> {
                 Fill::Map(TlbEntry {
                     gpa,
                     readable: mapping.readable,
-                    writable: mapping.writable,
+                    writable: mapping.writable && writable,
                     executable: mapping.executable,
                 })
             }
@@ -345,6 +351,11 @@ impl Machine for Runner<'_> {
     fn mmio(&mut self, env: &mut Env, access: &Mmio) -> Action {
         sync_in(self.processor, env);
         self.processor.cpu.vmx.run_pending = false;
+        let write = access.request.access == EngineAccess::Write;
+        if self.processor.ram.reach(access.gpa, write) == Reach::Absent {
+            self.processor.ram.note_absent(access.gpa);
+            return self.finish(env, None);
+        }
         let exit = if let Err(fault) = self.may_write_too(&access.request) {
             self.processor.walk_fault(fault, true)
         } else if let Some(apic_access) = self.processor.apic_access_exit(

@@ -1,10 +1,15 @@
-//! Guest RAM: one anonymous mapping from guest-physical address zero, shared by the engine (which
-//! runs on it directly), the model's page walks and user space.
+//! Guest RAM: one anonymous mapping from guest-physical address zero, or slots at addresses of the
+//! caller's; shared by the engine (which runs on it directly), the model's page walks and user space.
+
+mod slots;
+
+pub(crate) use slots::{Reach, Slot};
 
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
 use nvmx_core::memory::{GuestMemory, NotRam};
 use nvmx_core::vcpu::BackendError;
-use std::cell::RefCell;
+use slots::Slots;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
 
@@ -14,11 +19,24 @@ use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
 pub(crate) struct Ram {
     map: GuestMemoryMmap<()>,
     start: *mut u8,
+    /// Bytes of the mapping; zero for a machine of slots.
     size: u64,
+    shared: Rc<Shared>,
+}
+
+/// What all processors' views of the RAM have in common.
+struct Shared {
     /// Ranges (address, length) that the model wrote and the engine has not been told of: it must
     /// mark the pages and drop code translated from there.
-    written: Rc<RefCell<Vec<(u64, u64)>>>,
+    written: RefCell<Vec<(u64, u64)>>,
+    slots: RefCell<Slots>,
+    /// An access met RAM whose host memory is not there, here.
+    absent: Cell<Option<u64>>,
 }
+
+// SAFETY: all views of one RAM belong to one machine, which moves to another thread as a whole and is
+// used by one at a time; the mappings are the process's.
+unsafe impl Send for Ram {}
 
 impl Ram {
     /// Zeroed RAM of `size` bytes.
@@ -43,8 +61,22 @@ impl Ram {
             map,
             start,
             size,
-            written: Rc::new(RefCell::new(Vec::with_capacity(64))),
+            ..Self::none()
         })
+    }
+
+    /// No RAM, until slots are added.
+    pub(crate) fn none() -> Self {
+        Self {
+            map: GuestMemoryMmap::new(),
+            start: std::ptr::null_mut(),
+            size: 0,
+            shared: Rc::new(Shared {
+                written: RefCell::new(Vec::with_capacity(64)),
+                slots: RefCell::default(),
+                absent: Cell::new(None),
+            }),
+        }
     }
 
     /// The same RAM, with the same log, for another processor.
@@ -53,7 +85,7 @@ impl Ram {
             map: self.map.clone(),
             start: self.start,
             size: self.size,
-            written: Rc::clone(&self.written),
+            shared: Rc::clone(&self.shared),
         }
     }
 
@@ -62,30 +94,84 @@ impl Ram {
         &self.map
     }
 
-    /// Bytes of RAM.
+    /// Bytes of RAM from address zero.
     pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
-    /// Whether all of the access is RAM.
+    /// Adds a slot. `false`: there is RAM already.
+    ///
+    /// # Safety
+    /// Until the slot is removed, its host memory is the guest's: no reference of Rust's points into it.
+    /// Pages of it need not be mapped, but one that was when it was first used stays so.
+    pub(crate) unsafe fn add(&self, slot: Slot) -> bool {
+        slot.start >= self.size && self.shared.slots.borrow_mut().add(slot)
+    }
+
+    /// Removes the slot that starts there.
+    pub(crate) fn remove(&self, start: u64) -> Option<Slot> {
+        self.shared.slots.borrow_mut().remove(start)
+    }
+
+    /// Whether all of the access lies in the mapping.
     #[inline]
-    pub(crate) fn contains(&self, address: u64, length: u64) -> bool {
+    fn contains(&self, address: u64, length: u64) -> bool {
         address <= self.size && length <= self.size - address
     }
 
+    /// What an access to one byte meets.
     #[inline]
-    fn check(&self, address: L1Phys, length: usize) -> Result<usize, NotRam> {
-        if self.contains(address.0, length as u64) {
-            Ok(address.0 as usize)
-        } else {
-            Err(NotRam { address, length })
+    pub(crate) fn reach(&self, address: u64, write: bool) -> Reach {
+        if self.contains(address, 1) {
+            return Reach::Ram { writable: true };
         }
+        match self.shared.slots.borrow().find(address) {
+            None => Reach::Device,
+            Some((slot, offset)) => slot.reach(offset, write),
+        }
+    }
+
+    /// Notes that the guest needs this address, whose host memory is not there.
+    pub(crate) fn note_absent(&self, address: u64) {
+        self.shared.absent.set(Some(address));
+    }
+
+    /// Whether an access met RAM whose host memory is not there.
+    #[inline]
+    pub(crate) fn is_absent(&self) -> bool {
+        self.shared.absent.get().is_some()
+    }
+
+    /// Where it met it, once.
+    #[inline]
+    pub(crate) fn take_absent(&self) -> Option<u64> {
+        self.shared.absent.take()
+    }
+
+    /// An access beyond the mapping.
+    #[cold]
+    fn access_slots(
+        &self,
+        address: L1Phys,
+        length: usize,
+        write: bool,
+        part: impl FnMut(*mut u8, std::ops::Range<usize>),
+    ) -> Result<(), NotRam> {
+        let slots = self.shared.slots.borrow();
+        slots
+            .access(address.0, length, write, part)
+            .map_err(|reach| {
+                if reach == Reach::Absent {
+                    self.note_absent(address.0);
+                }
+                NotRam { address, length }
+            })
     }
 
     /// Hands each range that the model wrote since the last call to `each`.
     #[inline]
     pub(crate) fn take_written(&self, mut each: impl FnMut(u64, u64)) {
-        for (address, length) in self.written.borrow_mut().drain(..) {
+        for (address, length) in self.shared.written.borrow_mut().drain(..) {
             each(address, length);
         }
     }
@@ -94,12 +180,19 @@ impl Ram {
 impl GuestMemory for Ram {
     #[inline]
     fn read(&self, address: L1Phys, buffer: &mut [u8]) -> Result<(), NotRam> {
-        let offset = self.check(address, buffer.len())?;
-        // SAFETY: `check` holds the range inside the mapping, which lives as long as `self`; the
-        // machine is single-threaded, so that nothing writes while we read.
+        if !self.contains(address.0, buffer.len() as u64) {
+            return self.access_slots(address, buffer.len(), false, |host, range| {
+                let part = &mut buffer[range];
+                // SAFETY: `host` is good for as many bytes, which it was found to hold; by the contract
+                // of `add` they are nobody's, and others that write them at once do so as devices do.
+                unsafe { host.copy_to_nonoverlapping(part.as_mut_ptr(), part.len()) };
+            });
+        }
+        // SAFETY: the range lies in the mapping, which lives as long as `self`; the machine is used by
+        // one thread at a time, so that nothing writes while we read.
         unsafe {
             self.start
-                .add(offset)
+                .add(address.0 as usize)
                 .copy_to_nonoverlapping(buffer.as_mut_ptr(), buffer.len())
         };
         Ok(())
@@ -107,14 +200,22 @@ impl GuestMemory for Ram {
 
     #[inline]
     fn write(&self, address: L1Phys, bytes: &[u8]) -> Result<(), NotRam> {
-        let offset = self.check(address, bytes.len())?;
-        // SAFETY: as in `read`; no reference into the mapping is ever made.
-        unsafe {
-            self.start
-                .add(offset)
-                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
-        };
-        self.written
+        if self.contains(address.0, bytes.len() as u64) {
+            // SAFETY: as in `read`; no reference into the mapping is ever made.
+            unsafe {
+                self.start
+                    .add(address.0 as usize)
+                    .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
+            };
+        } else {
+            self.access_slots(address, bytes.len(), true, |host, range| {
+                let part = &bytes[range];
+                // SAFETY: as in `read`.
+                unsafe { host.copy_from_nonoverlapping(part.as_ptr(), part.len()) };
+            })?;
+        }
+        self.shared
+            .written
             .borrow_mut()
             .push((address.0, bytes.len() as u64));
         Ok(())
@@ -122,19 +223,33 @@ impl GuestMemory for Ram {
 
     #[inline]
     fn read_u64(&self, address: L1Phys) -> Result<u64, NotRam> {
-        let offset = self.check(address, 8)?;
+        if !self.contains(address.0, 8) {
+            let mut bytes = [0; 8];
+            self.read(address, &mut bytes)?;
+            return Ok(u64::from_le_bytes(bytes));
+        }
         // SAFETY: as in `read`; the read is unaligned-safe.
         Ok(u64::from_le(unsafe {
-            self.start.add(offset).cast::<u64>().read_unaligned()
+            self.start
+                .add(address.0 as usize)
+                .cast::<u64>()
+                .read_unaligned()
         }))
     }
 
     #[inline]
     fn read_u32(&self, address: L1Phys) -> Result<u32, NotRam> {
-        let offset = self.check(address, 4)?;
+        if !self.contains(address.0, 4) {
+            let mut bytes = [0; 4];
+            self.read(address, &mut bytes)?;
+            return Ok(u32::from_le_bytes(bytes));
+        }
         // SAFETY: as in `read`; the read is unaligned-safe.
         Ok(u32::from_le(unsafe {
-            self.start.add(offset).cast::<u32>().read_unaligned()
+            self.start
+                .add(address.0 as usize)
+                .cast::<u32>()
+                .read_unaligned()
         }))
     }
 }

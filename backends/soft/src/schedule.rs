@@ -7,6 +7,7 @@
 use crate::engine::StopReason;
 use crate::machine::{Runner, sync_in, sync_out};
 use crate::vm::SoftVm;
+use nvmx_core::addr::L1Phys;
 use nvmx_core::apic::{is_lowest_priority, message_command};
 use nvmx_core::cpu::Activity;
 use nvmx_core::vcpu::{BackendError, Budget, Exit, Result};
@@ -95,7 +96,9 @@ impl SoftVm {
     /// The registers of the processor in the engine back into the engine.
     pub(crate) fn put(&mut self) {
         self.settled = false;
-        sync_out(&mut self.processors[self.current], self.engine.env_mut());
+        if let Some(processor) = self.processors.get_mut(self.current) {
+            sync_out(processor, self.engine.env_mut());
+        }
     }
 
     /// Runs the processor in the engine. With [`Outside::together`](crate::processor::Outside) it comes
@@ -106,11 +109,16 @@ impl SoftVm {
         loop {
             // A step ends where the next one begins.
             if !std::mem::take(&mut self.settled) {
-                if let Some(exit) = self.processors[self.current].boundary() {
-                    self.put();
+                let exit = self.processors[self.current].boundary();
+                self.put();
+                if let Some(address) = self.ram.take_absent() {
+                    return Err(BackendError::HostMemory {
+                        address: L1Phys(address),
+                    });
+                }
+                if let Some(exit) = exit {
                     return Ok(exit);
                 }
-                self.put();
             }
             let executed = self.engine.env().executed();
             let processor = &mut self.processors[self.current];
@@ -149,6 +157,11 @@ impl SoftVm {
                 self.engine.env_mut().pass_spent_repeat();
             }
             sync_in(processor, self.engine.env());
+            if let Some(address) = processor.ram.take_absent() {
+                return Err(BackendError::HostMemory {
+                    address: L1Phys(address),
+                });
+            }
             match (reason, exit) {
                 (StopReason::Machine, Some(Exit::Budget))
                 | (StopReason::Budget | StopReason::Requested, None) => {

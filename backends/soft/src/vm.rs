@@ -5,10 +5,9 @@ use crate::processor::{PendingRead, Processor};
 use crate::ram::Ram;
 use crate::schedule::{GuestClock, Limits, Turn, give_up};
 use crate::topology::with_topology;
-use crate::{model, nested, reset, state};
+use crate::{model, nested, state};
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
-use nvmx_core::apic::Apic;
-use nvmx_core::cpu::{Activity, Cpu, Personality};
+use nvmx_core::cpu::Personality;
 use nvmx_core::machine_check::{self, MachineCheck, Signalled};
 use nvmx_core::memory::GuestMemory;
 use nvmx_core::nested::NestedState;
@@ -27,8 +26,9 @@ const MAX_VCPUS: usize = 8;
 ///
 /// As a [`Vcpu`] it is the vCPU that [`Vm::vcpu`] was last asked for, at first vCPU 0.
 pub struct SoftVm {
-    capabilities: Capabilities,
+    pub(crate) capabilities: Capabilities,
     pub(crate) engine: Engine,
+    pub(crate) ram: Ram,
     pub(crate) processors: Vec<Processor>,
     /// The processor in the engine.
     pub(crate) current: usize,
@@ -36,6 +36,8 @@ pub struct SoftVm {
     pub(crate) settled: bool,
     pub(crate) turn: Turn,
     pub(crate) clock: GuestClock,
+    /// x87 and SSE state after RESET.
+    pub(crate) reset_fxsave: [u8; 512],
 }
 
 impl SoftVm {
@@ -47,41 +49,15 @@ impl SoftVm {
                 config.vcpus
             )));
         }
-        let ram = Ram::new(config.memory_size)?;
-        let mut engine = Engine::new(ram.map()).map_err(|e| BackendError::Other(e.to_string()))?;
-        hide_features(engine.env_mut());
-        let processor = |index: usize| {
-            let default = model::default_model();
-            let cpuid = with_topology(default.cpuid, index as u8, config.vcpus as u8);
-            let apic = Apic::new(index as u8, model::TSC_KHZ);
-            let mut sregs = reset::sregs();
-            sregs.apic_base = apic.base();
-            let cpu = Cpu {
-                sregs,
-                model: Arc::new(model::model(cpuid, default.vmx_msrs)),
-                xcr0: 1,
-                activity: if index == 0 {
-                    Activity::Active
-                } else {
-                    Activity::WaitForSipi
-                },
-                ..reset::cpu()
-            };
-            let mut processor = Processor::new(ram.share(), cpu, apic);
-            processor.outside.peers = config.vcpus > 1;
-            *processor.fxsave = engine.env().fxsave();
-            processor
-        };
-        let processors = (0..config.vcpus).map(processor).collect();
-        let mut vm = Self {
-            capabilities: capabilities(),
-            engine,
-            processors,
-            current: 0,
-            settled: false,
-            turn: Turn::default(),
-            clock: GuestClock::new(model::TSC_KHZ),
-        };
+        let mut vm = Self::with_ram(Ram::new(config.memory_size)?)?;
+        for index in 0..config.vcpus {
+            vm.add_vcpu(index as u8)?;
+        }
+        for (index, processor) in vm.processors.iter_mut().enumerate() {
+            let model = Arc::make_mut(&mut processor.cpu.model);
+            let cpuid = with_topology(model.cpuid.clone(), index as u8, config.vcpus as u8);
+            *model = model::model(cpuid, model.vmx_msrs);
+        }
         vm.put();
         Ok(vm)
     }
@@ -105,7 +81,7 @@ impl SoftVm {
 }
 
 /// Only what the model can switch, save and restore may be translated.
-fn hide_features(env: &mut Env) {
+pub(crate) fn hide_features(env: &mut Env) {
     const FSGSBASE: u32 = 1;
     // FSGSBASE stays; PKU has no support in our page walks.
     const PKU: u32 = 1 << 3;
@@ -115,7 +91,7 @@ fn hide_features(env: &mut Env) {
     env.set_features(FeatureWord::Leaf7Ecx, ecx);
 }
 
-fn capabilities() -> Capabilities {
+pub(crate) fn capabilities() -> Capabilities {
     use Capability::*;
     let yes = |note: &str| Ok(note.to_owned());
     Capabilities {
@@ -143,20 +119,20 @@ impl Vm for SoftVm {
     }
 
     fn memory_size(&self) -> u64 {
-        self.processors[0].ram.size()
+        self.ram.size()
     }
 
     fn read_memory(&mut self, address: L1Phys, buffer: &mut [u8]) -> Result<()> {
-        Ok(self.processor().ram.read(address, buffer)?)
+        Ok(self.ram.read(address, buffer)?)
     }
 
     fn write_memory(&mut self, address: L1Phys, bytes: &[u8]) -> Result<()> {
         // The virtual-APIC page is memory, too.
         self.settled = false;
-        let ram = &self.processors[self.current].ram;
-        ram.write(address, bytes)?;
+        self.ram.write(address, bytes)?;
         let env = self.engine.env_mut();
-        ram.take_written(|address, length| env.host_wrote(address, length));
+        self.ram
+            .take_written(|address, length| env.host_wrote(address, length));
         Ok(())
     }
 
@@ -196,7 +172,7 @@ impl Vm for SoftVm {
     }
 
     fn now(&mut self) -> Option<u64> {
-        let (tick, _) = self.processors[self.current].time();
+        let (tick, _) = self.processors.get(self.current)?.time();
         Some(self.clock.ns(tick))
     }
 

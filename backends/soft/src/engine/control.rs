@@ -2,8 +2,8 @@
 
 use super::StopReason;
 use super::env::Env;
-use super::ffi;
 use super::memory::PAGE_SIZE;
+use super::watch::drop_code;
 
 impl Env {
     // ---- Time ----
@@ -58,11 +58,8 @@ impl Env {
                 let region = &mut self.ram.regions[page.region];
                 region.dirty.set(page.page);
                 if region.code.get(page.page) {
-                    let start = region.ram_address + (address - region.start);
-                    // SAFETY: the range lies in RAM that this engine has mapped.
-                    unsafe {
-                        ffi::tb_invalidate_phys_range(self.uc, start, start + (next - address));
-                    }
+                    drop_code(self.uc, region, address - region.start, next - address);
+                    self.store_to_code(page);
                 }
             }
             if next == address {

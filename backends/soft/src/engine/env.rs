@@ -108,6 +108,8 @@ pub struct Env {
     pub(super) entered: EnteredPages,
     /// Length of the repeated instruction at RIP, whose last iteration has just run; else 0.
     pub(super) spent_repeat: u8,
+    /// How often others may have written code: see [`super::watch`].
+    pub(super) code_doubts: u64,
 }
 
 impl Env {

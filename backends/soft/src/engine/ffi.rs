@@ -311,8 +311,10 @@ unsafe extern "C" {
     ) -> *mut u8;
     #[link_name = "tb_invalidate_phys_range_x86_64"]
     pub(super) fn tb_invalidate_phys_range(uc: *mut uc_engine, start: u64, end: u64);
-    #[link_name = "qemu_ram_addr_from_host_x86_64"]
-    pub(super) fn ram_addr_from_host(uc: *mut uc_engine, host: *mut c_void) -> u64;
+    #[link_name = "find_memory_mapping_x86_64"]
+    pub(super) fn find_memory_mapping(uc: *mut uc_engine, gpa: u64) -> *mut c_void;
+    #[link_name = "memory_region_get_ram_addr_x86_64"]
+    pub(super) fn memory_region_get_ram_addr(region: *mut c_void) -> u64;
     #[link_name = "tcg_tb_lookup_x86_64"]
     pub(super) fn tcg_tb_lookup(tcg: *mut u8, host_pc: usize) -> *const u8;
     #[link_name = "cpu_loop_exit_x86_64"]

@@ -12,6 +12,7 @@ use super::intercept::Intercept;
 use super::memory::PAGE_SIZE;
 use super::retrace::{is_canonical, reads_and_writes, undo_branch};
 use super::scan::{CodeSize, Special, is_hlt, is_rdtscp};
+use super::watch;
 use super::{Access, Action, Fault, Fill, FillRequest, Machine, Mmio, StopReason, TlbEntry};
 use core::ffi::c_int;
 use iced_x86::InstructionInfoFactory;
@@ -421,12 +422,22 @@ pub(super) unsafe extern "C" fn on_tlb_miss(
             read_modify_write: false,
         };
         let gpa = match ask(&mut *shared, &request) {
-            Some(Fill::Map(entry))
-                if install(&mut (*shared).env, vaddr, kind, &entry, mmu_index) =>
-            {
-                return true;
+            Some(Fill::Map(entry)) => {
+                match install(&mut (*shared).env, vaddr, kind, &entry, mmu_index) {
+                    Installed::Yes => return true,
+                    Installed::CodeDropped => {
+                        let first_page = (*shared).env.linear_rip() / PAGE_SIZE;
+                        if !probe && vaddr / PAGE_SIZE != first_page {
+                            // A lookup has the block in hand that reaches into this page, and which is
+                            // gone: look again.
+                            ffi::cpu_loop_exit_noexc(cpu);
+                        }
+                        return true;
+                    }
+                    Installed::NoRam => {}
+                }
+                Some((entry.gpa & !(PAGE_SIZE - 1)) | (vaddr % PAGE_SIZE))
             }
-            Some(Fill::Map(entry)) => Some((entry.gpa & !(PAGE_SIZE - 1)) | (vaddr % PAGE_SIZE)),
             Some(Fill::Mmio { gpa }) => Some((gpa & !(PAGE_SIZE - 1)) | (vaddr % PAGE_SIZE)),
             Some(Fill::Fault) | None => None,
         };
@@ -470,16 +481,36 @@ fn ask(shared: &mut Shared, request: &FillRequest) -> Option<Fill> {
     shared.call(|machine, env| machine.tlb_fill(env, request))
 }
 
-/// Enters a translation into unicorn's TLB; `false` if the page is not RAM.
+/// How [`install`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Installed {
+    Yes,
+    /// Yes, and code translated from the page was dropped since others had written it.
+    CodeDropped,
+    NoRam,
+}
+
+/// Enters a translation into unicorn's TLB.
 ///
 /// A page is never both executable and writable at full speed: an entry with both makes every store
 /// slow. So entries for fetches lack write permission, and once a page has been fetched from, entries
 /// for stores to it, under whatever linear address, keep unicorn checking for changed code.
-fn install(env: &mut Env, vaddr: u64, access: Access, entry: &TlbEntry, mmu_index: c_int) -> bool {
+fn install(
+    env: &mut Env,
+    vaddr: u64,
+    access: Access,
+    entry: &TlbEntry,
+    mmu_index: c_int,
+) -> Installed {
     let Some(page) = env.ram.page(entry.gpa) else {
-        return false;
+        return Installed::NoRam;
     };
     let region = &mut env.ram.regions[page.region];
+    if region.ram_address.is_none() && watch::map(env.uc, region).is_err() {
+        return Installed::NoRam;
+    }
+    let watched = region.watched.is_some();
+    let mut installed = Installed::Yes;
     let read = if entry.readable { ffi::PAGE_READ } else { 0 };
     let protection = match access {
         Access::Fetch => {
@@ -488,13 +519,17 @@ fn install(env: &mut Env, vaddr: u64, access: Access, entry: &TlbEntry, mmu_inde
                 // Entries that let stores pass unseen go.
                 env.flush_tlb_in_fill();
             }
+            if watched && env.fetch_watched(page) {
+                installed = Installed::CodeDropped;
+            }
             read | ffi::PAGE_EXEC
         }
         Access::Write => {
             region.dirty.set(page.page);
             let code = region.code.get(page.page);
+            let asks = code && watched && env.store_to_code(page);
             read | ffi::PAGE_WRITE
-                | match (code, entry.executable) {
+                | match (code, entry.executable && !asks) {
                     (false, _) => 0,
                     (true, true) => ffi::PAGE_EXEC,
                     (true, false) => ffi::PAGE_WRITE_INV,
@@ -511,7 +546,7 @@ fn install(env: &mut Env, vaddr: u64, access: Access, entry: &TlbEntry, mmu_inde
     };
     // SAFETY: this is a fill, and the page is RAM.
     unsafe { env.enter_translation(vaddr, entry.gpa, protection, mmu_index) };
-    true
+    installed
 }
 
 /// Stands in for the comparison of exit addresses: unicorn asks it for every block and for every

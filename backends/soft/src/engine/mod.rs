@@ -26,6 +26,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod tlb;
+mod watch;
 
 pub use env::{Env, FeatureWord, NativeMsr};
 pub use intercept::{Intercept, Intercepts};
@@ -172,8 +173,8 @@ pub enum EngineError {
         /// Its error.
         error: uc_error,
     },
-    /// Guest RAM cannot be used: a range is empty or not made of whole pages.
-    #[error("guest memory must be made of whole 4-KiB pages")]
+    /// Guest RAM cannot be used: a range is empty, not made of whole pages, or overlaps another.
+    #[error("guest memory must be made of whole 4-KiB pages and not overlap")]
     Memory,
     /// Guest RAM reaches into the engine's own page.
     #[error("guest memory must lie below {SCRATCH:#x}")]
@@ -208,6 +209,8 @@ const SCRATCH: u64 = 0xff_ffff_0000;
 /// Offset of `msrpm_base_pa` in the VMCB.
 const MSRPM_BASE: usize = 0x48;
 const SCRATCH_SIZE: usize = 0x4000;
+/// Unicorn checks none of its own: all is allowed.
+const MEMORY_PERMISSIONS: u32 = 7;
 /// Room for translated code; unicorn starts afresh when it is full.
 const CODE_BUFFER: u32 = 256 << 20;
 /// Unicorn's most complete model; the features that must not be seen are cleared.
@@ -265,11 +268,7 @@ impl Engine {
     where
         B: Bitmap + Clone + Send + Sync + 'static,
     {
-        let mut ram = Ram::new(memory).ok_or(EngineError::Memory)?;
-        let highest = ram.regions.iter().map(|r| r.start + (r.length - 1)).max();
-        if highest.is_some_and(|last| last >= SCRATCH) {
-            return Err(EngineError::MemoryTooHigh);
-        }
+        let mut ram = Ram::new(memory)?;
         let mut uc = core::ptr::null_mut();
         // SAFETY: a plain constructor with an out-pointer.
         check("uc_open", unsafe {
@@ -297,6 +296,7 @@ impl Engine {
                     lent: None,
                     entered: tlb::EnteredPages::NONE,
                     spent_repeat: 0,
+                    code_doubts: 0,
                 };
                 let shared = NonNull::from(Box::leak(Box::new(Shared::new(env))));
                 let mut engine = Self {
@@ -345,16 +345,11 @@ impl Engine {
             let exits = [0u64];
             let set_exits = control_write(ControlType::UC_EXITS, 2);
             check("exits", uc_ctl(uc, set_exits, exits.as_ptr(), 1usize))?;
-            let (all, pointer) = (7, scratch.0.as_ptr().cast_mut().cast::<c_void>());
-            let size = SCRATCH_SIZE as u64;
+            let pointer = scratch.0.as_ptr().cast_mut().cast::<c_void>();
+            let (size, all) = (SCRATCH_SIZE as u64, MEMORY_PERMISSIONS);
             check("map", uc_mem_map_ptr(uc, SCRATCH, size, all, pointer))?;
             for region in &mut ram.regions {
-                let host = region.host.cast::<c_void>();
-                check(
-                    "map",
-                    uc_mem_map_ptr(uc, region.start, region.length, all, host),
-                )?;
-                region.ram_address = ffi::ram_addr_from_host(uc, host);
+                watch::map(uc, region)?;
             }
         }
         Ok(selftest::pointers(uc)?)

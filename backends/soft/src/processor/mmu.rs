@@ -3,6 +3,7 @@
 
 use super::Processor;
 use crate::engine::Access as EngineAccess;
+use crate::ram::Reach;
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
 use nvmx_core::delivery::{LinearMemory, Privilege};
 use nvmx_core::memory::GuestMemory;
@@ -54,13 +55,16 @@ impl Processor {
     /// Where one access goes.
     pub(crate) fn place(&mut self, linear: u64, access: Access) -> Result<Place, WalkFault> {
         let physical = self.translate(linear, access)?.physical.0;
+        let write = access.kind == AccessKind::Write;
         Ok(
             if self.apic_virtualization.is_access_page(L1Phys(physical)) {
                 Place::ApicAccess((physical % PAGE_SIZE) as u16)
-            } else if self.ram.contains(physical, 1) && !self.is_apic_page(physical) {
-                Place::Ram(physical)
-            } else {
+            } else if self.is_apic_page(physical)
+                || self.ram.reach(physical, write) == Reach::Device
+            {
                 Place::Device(physical)
+            } else {
+                Place::Ram(physical)
             },
         )
     }

@@ -1,0 +1,156 @@
+//! What a machine that user space builds piece by piece has beside the traits, as KVM's VM file
+//! descriptor has it: memory slots at the caller's addresses, vCPUs one by one.
+
+use crate::engine::Engine;
+use crate::processor::Processor;
+use crate::ram::{Ram, Slot};
+use crate::schedule::{GuestClock, Turn};
+use crate::vm::{SoftVm, capabilities, hide_features};
+use crate::{model, reset, state};
+use nvmx_core::addr::{L1Phys, PAGE_SIZE};
+use nvmx_core::apic::Apic;
+use nvmx_core::cpu::{Activity, Cpu};
+use nvmx_core::vcpu::{BackendError, Result};
+use std::sync::Arc;
+
+/// The most vCPUs of a machine that is built piece by piece: what xAPIC ids tell apart.
+pub const MOST_VCPUS: usize = 255;
+
+/// Guest-physical memory at a host address of the caller's (`struct kvm_userspace_memory_region`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemorySlot {
+    /// Where the guest sees it, page-aligned.
+    pub start: L1Phys,
+    /// Bytes: whole pages.
+    pub length: u64,
+    /// Where the caller has it, page-aligned.
+    pub host: *mut u8,
+    /// Writes are a device's, as where there is no RAM.
+    pub read_only: bool,
+}
+
+impl SoftVm {
+    /// A machine without memory and without vCPUs: see [`Self::add_memory`] and [`Self::add_vcpu`].
+    pub fn empty() -> Result<Self> {
+        Self::with_ram(Ram::none())
+    }
+
+    pub(crate) fn with_ram(ram: Ram) -> Result<Self> {
+        let mut engine = Engine::new(ram.map()).map_err(|e| BackendError::Other(e.to_string()))?;
+        hide_features(engine.env_mut());
+        Ok(Self {
+            capabilities: capabilities(),
+            reset_fxsave: engine.env().fxsave(),
+            engine,
+            ram,
+            processors: Vec::new(),
+            current: 0,
+            settled: false,
+            turn: Turn::default(),
+            clock: GuestClock::new(model::TSC_KHZ),
+        })
+    }
+
+    /// Adds a vCPU after RESET with this APIC id: at the reset vector if the id is 0, else in
+    /// wait-for-SIPI. Its index is the number of those before. CPUID is the default processor's.
+    pub fn add_vcpu(&mut self, apic_id: u8) -> Result<usize> {
+        let index = self.processors.len();
+        if index >= MOST_VCPUS {
+            return Err(BackendError::Unsupported(format!(
+                "more than {MOST_VCPUS} vCPUs, SDM Vol. 3A \"Multiple-Processor Management\""
+            )));
+        }
+        let default = model::default_model();
+        let apic = Apic::new(apic_id, model::TSC_KHZ);
+        let mut sregs = reset::sregs();
+        sregs.apic_base = apic.base();
+        let cpu = Cpu {
+            sregs,
+            model: Arc::new(default),
+            xcr0: 1,
+            activity: if apic_id == 0 {
+                Activity::Active
+            } else {
+                Activity::WaitForSipi
+            },
+            ..reset::cpu()
+        };
+        let mut processor = Processor::new(self.ram.share(), cpu, apic);
+        *processor.fxsave = self.reset_fxsave;
+        if let Some(first) = self.processors.get(self.current) {
+            let time = first.time();
+            processor.set_time(time);
+        }
+        self.processors.push(processor);
+        let peers = index > 0;
+        for processor in &mut self.processors {
+            processor.outside.peers = peers;
+        }
+        if !peers {
+            self.put();
+        }
+        Ok(index)
+    }
+
+    /// Adds memory where there is none. Moving or changing a slot is removing and adding it.
+    ///
+    /// # Safety
+    /// Until the slot is removed or the machine dropped, the host memory is the guest's: no reference of
+    /// Rust's points into it. Other threads may read and write it, as devices do. Pages may be missing or
+    /// protected ([`BackendError::HostMemory`] then, when the guest needs one), but one that the guest
+    /// has used must stay until the slot is removed.
+    pub unsafe fn add_memory(&mut self, slot: &MemorySlot) -> Result<()> {
+        let MemorySlot {
+            start: L1Phys(start),
+            length,
+            host,
+            read_only,
+        } = *slot;
+        let refused = |reason: &str| state::refused(format!("memory slot at {start:#x}"), reason);
+        let aligned = [start, length, host as usize as u64]
+            .iter()
+            .all(|value| value.is_multiple_of(PAGE_SIZE));
+        if !aligned || length == 0 || host.is_null() {
+            return Err(refused("not made of whole pages"));
+        }
+        // SAFETY: by contract; the processors touch a page only after `Ram` found it there.
+        unsafe {
+            let env = self.engine.env_mut();
+            env.add_ram(start, length, host)
+                .map_err(|error| refused(&error.to_string()))?;
+            if !self.ram.add(Slot::new(start, length, host, read_only)) {
+                self.engine.env_mut().remove_ram(start);
+                return Err(refused("there is RAM already"));
+            }
+        }
+        self.settled = false;
+        Ok(())
+    }
+
+    /// Removes the slot that starts at this address; answers whether there was one. What is there then is
+    /// a device's.
+    pub fn remove_memory(&mut self, start: L1Phys) -> bool {
+        self.settled = false;
+        self.ram.remove(start.0).is_some() && self.engine.env_mut().remove_ram(start.0)
+    }
+
+    /// Pages of a slot that were written since they were last cleared, one bit each.
+    #[must_use]
+    pub fn dirty_log(&self, start: L1Phys) -> Option<&[u64]> {
+        self.engine.env().dirty_words(start.0)
+    }
+
+    /// Clears the marks of pages of a slot whose bit is set in `bits`; the first bit is that of
+    /// `first_page`, a multiple of 64.
+    pub fn clear_dirty_log(&mut self, start: L1Phys, first_page: u64, bits: &[u64]) {
+        self.engine
+            .env_mut()
+            .clear_dirty_pages(start.0, first_page, bits);
+    }
+
+    /// Others may have written the slots' memory: no code runs that was translated from what was there
+    /// before. Costs a flush of the TLB, and a comparison of each page when code from it next runs.
+    pub fn resync_code(&mut self) {
+        self.engine.env_mut().doubt_code();
+    }
+}
