@@ -408,6 +408,9 @@ fn after_exit(a: &mut CodeAssembler) -> Result<(), BuildError> {
     a.sldt(word_ptr(r13 + record::SELECTORS as i32 + 14))?;
     a.lgdt(ptr(map::GDT_POINTER))?;
     a.lidt(ptr(map::IDT_POINTER))?;
+    // An exit leaves CD and NW as L2 had them (SDM Vol. 3C "Loading Host Control Registers, Debug Registers, MSRs").
+    a.mov(eax, entry::CR0)?;
+    a.mov(cr0, rax)?;
     msrs(a)
 }
 

@@ -87,7 +87,8 @@ fn real() -> Vec<u8> {
     page
 }
 
-/// The lists that a case may use two entries of: FMASK and KERNEL_GS_BASE.
+/// The lists that a case may use two entries of: FMASK and KERNEL_GS_BASE. What is stored behind them is an MSR that
+/// every processor has.
 fn msr_lists() -> Vec<u8> {
     let mut page = vec![0; 0x1000];
     for (address, values) in [
@@ -98,6 +99,12 @@ fn msr_lists() -> Vec<u8> {
         let at = (address - layout::ENTRY_LOAD) as usize;
         let list = quads(&[0xc000_0084, values[0], 0xc000_0102, values[1]]);
         page[at..at + 32].copy_from_slice(&list);
+    }
+    let stored = quads(&[0xc000_0102, 0]);
+    let (rest, end) = (layout::EXIT_STORE + 32, layout::EXIT_LOAD);
+    for address in (rest..end).step_by(16) {
+        let at = (address - layout::ENTRY_LOAD) as usize;
+        page[at..at + 16].copy_from_slice(&stored);
     }
     page
 }

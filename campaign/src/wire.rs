@@ -22,7 +22,6 @@ pub enum Access {
 pub const PROBES: &[u32] = &[
     0xc000_0080, // EFER
     0x277,       // PAT
-    0x1d9,       // DEBUGCTL
     0x174,       // SYSENTER_CS, _ESP, _EIP
     0x175,
     0x176,
@@ -34,7 +33,11 @@ pub const PROBES: &[u32] = &[
     0xc000_0084,
     0xc000_0083, // CSTAR
     0xc000_0103, // TSC_AUX
+    DEBUGCTL,
 ];
+
+/// Not on bare Bochs, which does not have it.
+const DEBUGCTL: u32 = 0x1d9;
 
 /// MSRs of L1 that are written after the exits of cases that may leave another value.
 pub(crate) const RESETS: &[(u32, u64)] = &[
@@ -129,7 +132,10 @@ pub fn control(count: usize, access: Access, disk_chunk: u32) -> Vec<u8> {
     let by_fields = u32::from(access == Access::Instructions);
     put(layout::control::BY_FIELDS, &by_fields.to_le_bytes());
     put(layout::control::DISK_CHUNK, &disk_chunk.to_le_bytes());
-    for (address, msr) in (layout::control::PROBES..).step_by(4).zip(PROBES) {
+    let probes = PROBES
+        .iter()
+        .filter(|&&msr| access == Access::Raw || msr != DEBUGCTL);
+    for (address, msr) in (layout::control::PROBES..).step_by(4).zip(probes) {
         put(address, &msr.to_le_bytes());
     }
     for (address, (msr, value)) in (layout::control::RESETS..).step_by(16).zip(RESETS) {

@@ -193,6 +193,11 @@ differences! {
         kvm: "no blocking by NMI is saved if the exit has IDT-vectoring information of an NMI"
             in "__vmx_complete_interrupts"
         why: "L0 is to inject the NMI again, which the processor refuses while NMIs are blocked";
+    IretNmiBlocking "iret-nmi-blocking" "Interruptibility State"
+        sdm: "with NMI exiting and without virtual NMIs blocking by NMI stays as long as L2 runs, whatever IRET it executes"
+        kvm: "an IRET of L2 ends it"
+            in "prepare_vmcs02_early"
+        why: "L0 itself runs L2 with virtual NMIs, and their blocking is what the VMCS of L1 shows";
     InitInWaitForSipi "init-in-wait-for-sipi" "Other Causes of VM Exits"
         sdm: "an INIT signal that comes in the wait-for-SIPI state of L2 is blocked and waits"
         kvm: "it is dropped, and a pending MTF VM exit with it"

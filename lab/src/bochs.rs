@@ -42,6 +42,8 @@ pub struct Machine {
     pub second_disk: Option<PathBuf>,
     /// Parts of Bochs whose debug messages go to the log, by its names for them.
     pub debug: &'static [&'static str],
+    /// RDMSR and WRMSR of an MSR that Bochs lacks do nothing, instead of #GP.
+    pub ignores_bad_msrs: bool,
 }
 
 impl Machine {
@@ -62,14 +64,15 @@ impl Machine {
             .iter()
             .map(|part| format!(", {part}=report"))
             .collect();
-        // Sound other than dummy aborts with a buffer overflow. ignore_bad_msrs: KVM probes MSRs that Bochs lacks.
+        let ignores = u8::from(self.ignores_bad_msrs);
+        // Sound other than dummy aborts with a buffer overflow.
         format!(
             "config_interface: textconfig\n\
              display_library: term\n\
              romimage: file=/usr/share/bochs/BIOS-bochs-latest\n\
              vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest\n\
              megs: {megs}\n\
-             cpu: model={cpu_model}, count=1, ips=50000000, reset_on_triple_fault=0, ignore_bad_msrs=1\n\
+             cpu: model={cpu_model}, count=1, ips=50000000, reset_on_triple_fault=0, ignore_bad_msrs={ignores}\n\
              clock: sync=none, time0=1700000000\n\
              ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
              ata0-master: type=disk, path={BOOT_DISK}, mode=flat\n\

@@ -155,6 +155,8 @@ impl Lab {
             megs: config.megs,
             second_disk: Some(bochs::MAILBOX.into()),
             debug: &[],
+            // KVM probes MSRs that Bochs lacks.
+            ignores_bad_msrs: true,
         };
         let bochs =
             Bochs::start(&machine, run_dir.path()).while_doing(|| "starting Bochs".into())?;

@@ -14,7 +14,7 @@ use nvmx_core::memory::GuestMemory;
 use nvmx_core::paging::{self, Access, AccessKind, WalkFault};
 use nvmx_core::vcpu::Exit;
 use nvmx_core::vmx::controls::{Primary, Secondary};
-use nvmx_core::x86::control::{cr4, rflags};
+use nvmx_core::x86::control::{cr4, dr7, rflags};
 use nvmx_core::x86::{Event, Exception};
 
 /// The processor with what one run adds.
@@ -126,6 +126,11 @@ fn intercepts(processor: &Processor) -> Intercepts {
             set = set.with(intercept);
         }
     }
+    let debug_registers =
+        |set: Intercepts| (0..8).fold(set, |set, number| set.with(Intercept::DrRead(number)));
+    if processor.cpu.debug.dr7 & dr7::GD != 0 {
+        set = debug_registers(set);
+    }
     if !processor.cpu.vmx.guest_mode {
         return set;
     }
@@ -147,9 +152,7 @@ fn intercepts(processor: &Processor) -> Intercepts {
         }
     }
     if wanted.primary.contains(Primary::MOV_DR_EXITING) {
-        for number in 0..8 {
-            set = set.with(Intercept::DrRead(number));
-        }
+        set = debug_registers(set);
     }
     if wanted
         .secondary

@@ -6,6 +6,7 @@
 //! makes of the event. CR2, DR6 and the RF of faults are no part of it: [`apply_payload`] sets them,
 //! once nobody intercepts the exception.
 
+mod access_rights;
 mod classes;
 mod frame;
 mod gate;
@@ -17,6 +18,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+pub use access_rights::is_of_legacy_mode_alone;
 pub use classes::{Combined, combine};
 pub use switch::{Switch, begin, finish_switch};
 pub use task::{task_of_far_branch, task_of_iret};
@@ -24,7 +26,7 @@ pub use task::{task_of_far_branch, task_of_iret};
 use crate::cpu::{Activity, Cpu, Interruptibility};
 use crate::paging::WalkFault;
 use crate::vmx::ept::EptFault;
-use crate::x86::control::{cr0, rflags};
+use crate::x86::control::{cr0, dr7, rflags};
 use crate::x86::{Event, EventKind, Exception};
 
 /// How delivery accesses memory.
@@ -133,12 +135,11 @@ pub fn apply_payload(cpu: &mut Cpu, exception: &Exception) {
 /// What a debug exception turns off, that of INT1 too (SDM Vol. 3B "Debug Control Register (DR7)",
 /// "IA32_DEBUGCTL MSR": branch records and branch steps).
 pub fn enter_debug_handler(cpu: &mut Cpu) {
-    cpu.debug.dr7 &= !DR7_GD;
+    cpu.debug.dr7 &= !dr7::GD;
     cpu.msrs.debugctl &= !DEBUGCTL_LBR_BTF;
 }
 
 const DR6_RTM: u64 = 1 << 16;
-const DR7_GD: u64 = 1 << 13;
 const DEBUGCTL_LBR_BTF: u64 = 0b11;
 
 /// RIP that the frame holds: behind the instruction for software events.

@@ -66,6 +66,12 @@ bits! {
     }
 }
 bits! {
+    /// DR7.
+    dr7 {
+        GD = 13, "General detect enable.";
+    }
+}
+bits! {
     /// RFLAGS.
     rflags {
         CF = 0, "Carry.";

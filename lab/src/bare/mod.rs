@@ -98,6 +98,7 @@ impl Bare {
             } else {
                 &["unmapped"]
             },
+            ignores_bad_msrs: false,
         };
         let bochs =
             Bochs::start(&machine, run_dir.path()).while_doing(|| "starting Bochs".into())?;

@@ -581,7 +581,7 @@ fn must_not_translate(shared: &mut Shared, address: u64) -> bool {
     let (bytes, length) = shared.env.fetch(address);
     match shared.env.special(&bytes[..length]) {
         None => false,
-        Some(Special::FarTransfer) => !native,
+        Some(Special::FarTransfer | Special::Selector) => !native,
         Some(_) => true,
     }
 }

@@ -29,8 +29,8 @@ pub enum Special {
     Rdrand,
     /// RDSEED or RDPID.
     Rdseed,
-    /// Far JMP or CALL, IRET, outside 64-bit mode: each may be a task switch. One that is none runs
-    /// natively ([`super::Env::run_natively_once`]).
+    /// Far JMP or CALL, IRET, outside 64-bit mode: each may be a task switch; and IRETD in it, which the translator
+    /// has go to virtual-8086 mode. One that is none of these runs natively ([`super::Env::run_natively_once`]).
     FarTransfer,
     /// XGETBV.
     Xgetbv,
@@ -40,6 +40,8 @@ pub enum Special {
     UserWait,
     /// SETcc, RCL or RCR of memory, and LOCK NEG.
     FlagsFirst,
+    /// MOV to SS and LSS in 64-bit mode, LTR, LAR, LSL: what the translator has right of them runs natively.
+    Selector,
     /// Any other, at CPL 3 with RFLAGS.AC set: the translator knows no alignment checks. Not found by
     /// `classify`; [`super::Env::run_natively_once`] has it executed.
     AlignmentCheck,
@@ -90,7 +92,7 @@ pub const MAX_INSTRUCTION_LENGTH: usize = 15;
 #[must_use]
 pub(super) fn classify(bytes: &[u8], size: CodeSize) -> Option<Special> {
     let (mut lock, mut operand_size, mut repeat) = (false, false, false);
-    let mut high_register = false;
+    let (mut wide, mut high_register) = (false, false);
     let mut rest = bytes.iter().copied().take(MAX_INSTRUCTION_LENGTH);
     let opcode = loop {
         match rest.next()? {
@@ -98,7 +100,9 @@ pub(super) fn classify(bytes: &[u8], size: CodeSize) -> Option<Special> {
             0x66 => operand_size = true,
             0xf2 | 0xf3 => repeat = true,
             0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
-            rex @ 0x40..=0x4f if size == CodeSize::Bits64 => high_register = rex & 4 != 0,
+            rex @ 0x40..=0x4f if size == CodeSize::Bits64 => {
+                (wide, high_register) = (rex & 8 != 0, rex & 4 != 0);
+            }
             opcode => break opcode,
         }
     };
@@ -115,6 +119,8 @@ pub(super) fn classify(bytes: &[u8], size: CodeSize) -> Option<Special> {
         0x6c..=0x6f | 0xe4..=0xe7 | 0xec..=0xef => Special::Io,
         0xf1 => Special::Int1,
         0x9a | 0xcf | 0xea if size != CodeSize::Bits64 => Special::FarTransfer,
+        0xcf if !wide && !operand_size => Special::FarTransfer,
+        0x8e if size == CodeSize::Bits64 && rest.clone().next()? >> 3 & 7 == 2 => Special::Selector,
         0xc4 | 0xc5 => return vex(opcode, &mut rest, size),
         _ if lock => {
             let modrm = rest.next()?;
@@ -173,6 +179,11 @@ fn two_byte(
         0x34 => Special::Sysenter,
         // The translator has the sense of CR4.PCE turned round.
         0x33 => Special::Rdpmc,
+        0x00 if !lock => {
+            return (rest.next()? >> 3 & 7 == 3).then_some(Special::Selector);
+        }
+        0x02 | 0x03 => Special::Selector,
+        0xb2 if size == CodeSize::Bits64 => Special::Selector,
         0x01 if !lock => match rest.next()? {
             0xd0 => Special::Xgetbv,
             0xd1 => Special::Xsetbv,
@@ -393,6 +404,16 @@ mod tests {
             (&[0x9a, 0, 0, 8, 0], Bits16, Some(Special::FarTransfer)),
             (&[0x66, 0xcf], Bits16, Some(Special::FarTransfer)),
             (&[0x48, 0xcf], Bits64, None),
+            (&[0xcf], Bits64, Some(Special::FarTransfer)),
+            (&[0x8e, 0xd0], Bits64, Some(Special::Selector)),
+            (&[0x8e, 0xd0], Bits32, None),
+            (&[0x8e, 0xd8], Bits64, None),
+            (&[0x0f, 0xb2, 0x00], Bits64, Some(Special::Selector)),
+            (&[0x0f, 0x00, 0xd8], Bits32, Some(Special::Selector)),
+            (&[0x0f, 0x00, 0xd0], Bits32, None),
+            (&[0xf0, 0x0f, 0x00, 0xd8], Bits32, Some(Special::Undefined)),
+            (&[0x0f, 0x02, 0xc1], Bits64, Some(Special::Selector)),
+            (&[0x0f, 0x03, 0x01], Bits32, Some(Special::Selector)),
             (
                 &[0xff, 0x2d, 0, 0, 0, 0],
                 Bits32,

@@ -7,7 +7,7 @@ use crate::decode;
 use iced_x86::{Instruction, Mnemonic, Register};
 use nvmx_core::vmx::controls::Primary;
 use nvmx_core::vmx::intercepts::{Clts, Cr8};
-use nvmx_core::x86::control::cr4;
+use nvmx_core::x86::control::{cr4, dr7};
 use nvmx_core::x86::cr_write::{self, CrEffect, CrFault};
 use nvmx_core::x86::{Exception, Gpr};
 
@@ -201,7 +201,6 @@ impl Processor {
 
     /// MOV to or from DRn (SDM Vol. 3B "Debug Registers").
     pub(super) fn debug_register(&mut self, instruction: &Instruction) -> Outcome {
-        const GENERAL_DETECT: u64 = 1 << 13;
         const BD: u64 = 1 << 13;
         let from_dr = instruction.op1_register().is_dr();
         let (dr, gpr_register) = if from_dr {
@@ -221,7 +220,7 @@ impl Processor {
             return Err(Exception::UNDEFINED.into());
         }
         self.require_cpl0()?;
-        if self.cpu.debug.dr7 & GENERAL_DETECT != 0 {
+        if self.cpu.debug.dr7 & dr7::GD != 0 {
             return Err(Exception {
                 vector: Exception::DB,
                 error_code: None,
@@ -244,7 +243,11 @@ impl Processor {
             _ if value >> 32 != 0 => return Err(Exception::GENERAL_PROTECTION.into()),
             // Reserved bits read as fixed values.
             4 | 6 => debug.dr6 = value & 0xe00f | 0xffff_0ff0,
-            _ => debug.dr7 = value & 0xffff_2bff | 0x400,
+            _ => {
+                debug.dr7 = value & 0xffff_2bff | 0x400;
+                // What the engine reports depends on it.
+                self.effects.controls = true;
+            }
         }
         Ok(Done::Retired)
     }

@@ -20,6 +20,7 @@ mod mmu;
 mod monitor;
 mod operands;
 mod outside;
+mod selectors;
 mod smm;
 mod syscall;
 mod system;
@@ -310,6 +311,7 @@ impl Processor {
             }
             Intercept::Special(Special::UserWait) => self.user_wait(instruction),
             Intercept::Special(Special::FarTransfer) => self.far_transfer(instruction),
+            Intercept::Special(Special::Selector) => self.selector(instruction),
             Intercept::Special(Special::FlagsFirst) => self.flags_first(instruction),
             Intercept::Special(Special::AlignmentCheck) => self.check_alignment(instruction),
             Intercept::Exception(Exception::UD) => self.undefined(instruction),
@@ -333,7 +335,9 @@ impl Processor {
             Ok(Done::Jumped) => None,
             Err(Trap::Fault(exception)) => self.raise(Event::exception(exception)),
             Err(Trap::Software(event)) => {
-                // INT n is an instruction like others: it takes its tick.
+                // INT n is an instruction like others: it takes its tick, and RF was cleared when it began (SDM
+                // Vol. 3B "Resume Flag": what software-generated interrupts push).
+                self.cpu.regs.rflags &= !rflags::RF;
                 self.cpu.tsc.ticks = self.cpu.tsc.ticks.wrapping_add(1);
                 self.raise(event)
             }

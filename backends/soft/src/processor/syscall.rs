@@ -28,7 +28,8 @@ impl Processor {
         }
         let next = cpu.regs.rip.wrapping_add(instruction.len() as u64);
         cpu.regs.set(Gpr::Rcx, next);
-        cpu.regs.set(Gpr::R11, cpu.regs.rflags);
+        // RF was cleared when the instruction began.
+        cpu.regs.set(Gpr::R11, cpu.regs.rflags & !rflags::RF);
         cpu.regs.rip = cpu.msrs.lstar;
         cpu.regs.rflags &= !(cpu.msrs.fmask | rflags::RF);
         cpu.regs.rflags |= rflags::FIXED;

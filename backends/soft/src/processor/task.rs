@@ -10,6 +10,7 @@ use nvmx_core::paging::WalkFault;
 use nvmx_core::vmx::entry;
 use nvmx_core::vmx::exit::qualification::TaskSwitchSource;
 use nvmx_core::x86::control::{cr0, efer, rflags};
+use nvmx_core::x86::{AccessRights, Gpr};
 
 fn trap(fault: DeliveryFault) -> Trap {
     match fault {
@@ -32,11 +33,41 @@ impl Processor {
         {
             return Ok(done);
         }
+        if protected && self.pops_a_flag_that_is_ignored(instruction) {
+            return Err(super::unsupported(
+                "IRET of RFLAGS.VM where it means nothing, SDM Vol. 2A \"IRET\"",
+            ));
+        }
         if self.cpu.cpl() == 3 && self.cpu.regs.rflags & rflags::AC != 0 {
             return self.check_alignment(instruction);
         }
         self.effects.native_once = true;
         Ok(Done::Jumped)
+    }
+
+    /// Whether IRETD finds RFLAGS.VM on the stack and does not go to virtual-8086 mode for it: above CPL 0 and in
+    /// IA-32e mode. The translator would.
+    fn pops_a_flag_that_is_ignored(&mut self, instruction: &Instruction) -> bool {
+        let in_ia32e_mode = self.cpu.sregs.efer & efer::LMA != 0;
+        if instruction.mnemonic() != Mnemonic::Iretd || !in_ia32e_mode && self.cpu.cpl() == 0 {
+            return false;
+        }
+        const BEFORE_FLAGS: u64 = 8;
+        let rsp = self.cpu.regs.get(Gpr::Rsp).wrapping_add(BEFORE_FLAGS);
+        let stack = &self.cpu.sregs.ss;
+        let address = if self.cpu.in_64_bit_mode() {
+            rsp
+        } else {
+            let offset = if stack.ar.contains(AccessRights::DEFAULT_BIG) {
+                rsp & 0xffff_ffff
+            } else {
+                rsp & 0xffff
+            };
+            stack.base.wrapping_add(offset) & 0xffff_ffff
+        };
+        let mut flags = [0; 4];
+        self.read_linear(address, &mut flags).is_ok()
+            && u64::from(u32::from_le_bytes(flags)) & rflags::VM != 0
     }
 
     /// The VM exit of L2, the task switch of L1, or the fault before either, if the instruction attempts a

@@ -7,6 +7,7 @@ use crate::decode;
 use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
 use nvmx_core::addr::L1Phys;
 use nvmx_core::cpu::Interruptibility;
+use nvmx_core::personality::Difference;
 use nvmx_core::vcpu::NestedEvent;
 use nvmx_core::vmx::Field;
 use nvmx_core::vmx::entry;
@@ -404,5 +405,8 @@ impl Processor {
     /// Whether IRET must be reported: something depends on the end of NMI blocking.
     pub(crate) fn iret_ends_blocking(&self) -> bool {
         self.cpu.interruptibility.contains(Interruptibility::NMI)
+            && (!self.in_l2()
+                || self.intercepts.iret_unblocks_nmis()
+                || self.cpu.model.as_kvm(Difference::IretNmiBlocking))
     }
 }

@@ -80,6 +80,13 @@ impl Intercepts {
     /// the bit is undefined.
     #[must_use]
     pub const fn reports_nmi_unblocking(&self) -> bool {
+        self.iret_unblocks_nmis()
+    }
+
+    /// Whether IRET of L2 ends blocking by NMI: with "NMI exiting" and without "virtual NMIs" nothing does as
+    /// long as L2 runs (SDM Vol. 3C "Interruptibility State").
+    #[must_use]
+    pub const fn iret_unblocks_nmis(&self) -> bool {
         !self.pin(PinBased::NMI_EXITING) || self.virtual_nmis()
     }
 
