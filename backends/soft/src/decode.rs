@@ -109,6 +109,18 @@ pub(crate) fn segment_base(cpu: &Cpu, register: Register) -> u64 {
     }
 }
 
+/// The linear address of the top of the stack.
+pub(crate) fn stack_address(cpu: &Cpu) -> u64 {
+    let pointer = cpu.regs.get(Gpr::Rsp);
+    if cpu.in_64_bit_mode() {
+        return pointer;
+    }
+    let segment = segment(cpu, Register::SS);
+    let is_wide = segment.ar.contains(AccessRights::DEFAULT_BIG);
+    let offset = pointer & if is_wide { 0xffff_ffff } else { 0xffff };
+    segment.base.wrapping_add(offset) & 0xffff_ffff
+}
+
 /// A memory operand after segmentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Address {

@@ -74,6 +74,32 @@ fn pops_are_the_users() {
     }
 }
 
+/// Nor are they the supervisor's where its translation is there already: a handler has read the page.
+#[test]
+fn a_page_that_the_supervisor_has_touched_is_not_the_users() {
+    for code in [[0x48, 0xcf], [0x48, 0xcb]] {
+        // mov rax, [rsp], with interrupt 33's handler; then back to the return under test.
+        let mut nest = user(&[&[0xcd, 0x21][..], &code].concat(), &[0; 5], false);
+        let gate = common::bare::IDT + 16 * 0x21;
+        let mut bytes = [0; 8];
+        nvmx_core::vcpu::Vm::read_memory(&mut nest.vm, nvmx_core::addr::L1Phys(gate), &mut bytes)
+            .expect("the gate");
+        let handler = u64::from_le_bytes(bytes);
+        put(&mut nest.vm, gate, &(handler | 3 << 45).to_le_bytes());
+        let at = handler & 0xffff | handler >> 32 & 0xffff_0000;
+        // mov rax, [L2_STACK]; iretq
+        let load = [
+            &[0x48, 0x8b, 0x04, 0x25][..],
+            &(L2_STACK as u32).to_le_bytes(),
+            &[0x48, 0xcf],
+        ];
+        put(&mut nest.vm, at, &load.concat());
+        nest.expect(EXCEPTION, L2 + 2);
+        assert_eq!(nest.get(Field::VM_EXIT_INTR_ERROR_CODE), 5);
+        assert_eq!(nest.get(Field::EXIT_QUALIFICATION) >> 12, L2_STACK >> 12);
+    }
+}
+
 /// What the user has popped stays out of a supervisor's reach.
 #[test]
 fn smap_holds_behind_a_pop() {

@@ -1,5 +1,6 @@
 //! IRET and far RET at privilege level 3: unicorn reads their stack as supervisor, for which SMAP refuses
-//! it, and a supervisor's page would be readable (SDM Vol. 3A "Determination of Access Rights").
+//! it, and a supervisor's page would be readable (SDM Vol. 3A "Determination of Access Rights"). So they
+//! are [`super::Special::FarTransfer`] first, and the machine looks whether the user may read what they pop.
 
 use super::Access;
 use super::env::Env;

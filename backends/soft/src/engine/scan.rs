@@ -86,6 +86,16 @@ impl CodeSize {
 /// The longest instruction (SDM Vol. 2A "Instruction Format").
 pub const MAX_INSTRUCTION_LENGTH: usize = 15;
 
+/// Whether IRET or far RET starts at `bytes`.
+pub(super) fn is_far_return(bytes: &[u8], size: CodeSize) -> bool {
+    let is_prefix = |byte: u8| {
+        matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf2 | 0xf3)
+            || size == CodeSize::Bits64 && byte & 0xf0 == 0x40
+    };
+    let opcode = bytes.iter().find(|&&byte| !is_prefix(byte));
+    matches!(opcode, Some(0xca | 0xcb | 0xcf))
+}
+
 /// Names the instruction that starts at `bytes`, if it is one that must not be translated.
 ///
 /// Too few bytes to tell answer `None`: the fetch of the rest faults.

@@ -8,7 +8,14 @@ impl Env {
     /// What the instruction at these bytes is, if the translator must not see it in this mode.
     pub(super) fn special(&self, bytes: &[u8]) -> Option<Special> {
         let size = self.code_size();
-        scan::classify(bytes, size).or_else(|| self.switched_off(bytes, size))
+        scan::classify(bytes, size)
+            .or_else(|| self.switched_off(bytes, size))
+            .or_else(|| self.returns_from_user(bytes, size))
+    }
+
+    /// IRET and far RET at privilege level 3, whose pops must be asked about first: see [`super::returns`].
+    fn returns_from_user(&self, bytes: &[u8], size: CodeSize) -> Option<Special> {
+        (self.cpl() == 3 && scan::is_far_return(bytes, size)).then_some(Special::FarTransfer)
     }
 
     /// What becomes of an instruction of a unit that is switched off (SDM Vol. 3A "Configuring the x87

@@ -1,7 +1,7 @@
 //! Alignment checks (SDM Vol. 3A "Interrupt 17: Alignment Check Exception (#AC)"), which the translator
 //! lacks: at CPL 3 with RFLAGS.AC set each instruction is looked at before it runs.
 
-use super::{Done, Outcome, Processor};
+use super::{Done, Outcome, Processor, Trap};
 use crate::decode;
 use iced_x86::{Code, Instruction, InstructionInfoFactory, MemorySize, OpAccess};
 use nvmx_core::x86::Exception;
@@ -27,6 +27,13 @@ const fn alignment(size: MemorySize, bytes: usize) -> u64 {
 impl Processor {
     /// #AC(0), or the instruction may run.
     pub(super) fn check_alignment(&mut self, instruction: &Instruction) -> Outcome {
+        self.refuse_misaligned(instruction)?;
+        self.effects.native_once = true;
+        Ok(Done::Jumped)
+    }
+
+    /// #AC(0) if that is what the instruction's operands lead to.
+    pub(super) fn refuse_misaligned(&self, instruction: &Instruction) -> Result<(), Trap> {
         if self.cpu.sregs.cr0 & cr0::AM != 0 && self.is_misaligned(instruction) {
             return Err(Exception {
                 vector: Exception::AC,
@@ -35,8 +42,7 @@ impl Processor {
             }
             .into());
         }
-        self.effects.native_once = true;
-        Ok(Done::Jumped)
+        Ok(())
     }
 
     fn is_misaligned(&self, instruction: &Instruction) -> bool {

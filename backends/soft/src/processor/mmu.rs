@@ -94,7 +94,16 @@ impl Processor {
 
     /// Whether an operand of the current privilege level may be written, all of it.
     pub(super) fn check_write(&mut self, linear: u64, length: u64) -> Result<(), WalkFault> {
-        let access = Access::explicit(AccessKind::Write, self.cpu.cpl());
+        self.check(linear, length, AccessKind::Write)
+    }
+
+    /// Whether an operand of the current privilege level may be read, all of it.
+    pub(super) fn check_read(&mut self, linear: u64, length: u64) -> Result<(), WalkFault> {
+        self.check(linear, length, AccessKind::Read)
+    }
+
+    fn check(&mut self, linear: u64, length: u64, kind: AccessKind) -> Result<(), WalkFault> {
+        let access = Access::explicit(kind, self.cpu.cpl());
         let last = linear.wrapping_add(length.max(1) - 1);
         self.translate(self.wrap(linear), access)?;
         if last / PAGE_SIZE != linear / PAGE_SIZE {

@@ -10,7 +10,6 @@ use nvmx_core::paging::WalkFault;
 use nvmx_core::vmx::entry;
 use nvmx_core::vmx::exit::qualification::TaskSwitchSource;
 use nvmx_core::x86::control::{cr0, efer, rflags};
-use nvmx_core::x86::{AccessRights, Gpr};
 
 fn trap(fault: DeliveryFault) -> Trap {
     match fault {
@@ -33,13 +32,16 @@ impl Processor {
         {
             return Ok(done);
         }
+        if self.cpu.cpl() == 3 {
+            if self.cpu.regs.rflags & rflags::AC != 0 {
+                self.refuse_misaligned(instruction)?;
+            }
+            self.check_pops(instruction)?;
+        }
         if protected && self.pops_a_flag_that_is_ignored(instruction) {
             return Err(super::unsupported(
                 "IRET of RFLAGS.VM where it means nothing, SDM Vol. 2A \"IRET\"",
             ));
-        }
-        if self.cpu.cpl() == 3 && self.cpu.regs.rflags & rflags::AC != 0 {
-            return self.check_alignment(instruction);
         }
         self.effects.native_once = true;
         Ok(Done::Jumped)
@@ -53,21 +55,36 @@ impl Processor {
             return false;
         }
         const BEFORE_FLAGS: u64 = 8;
-        let rsp = self.cpu.regs.get(Gpr::Rsp).wrapping_add(BEFORE_FLAGS);
-        let stack = &self.cpu.sregs.ss;
-        let address = if self.cpu.in_64_bit_mode() {
-            rsp
-        } else {
-            let offset = if stack.ar.contains(AccessRights::DEFAULT_BIG) {
-                rsp & 0xffff_ffff
-            } else {
-                rsp & 0xffff
-            };
-            stack.base.wrapping_add(offset) & 0xffff_ffff
-        };
+        let address = decode::stack_address(&self.cpu).wrapping_add(BEFORE_FLAGS);
         let mut flags = [0; 4];
         self.read_linear(address, &mut flags).is_ok()
             && u64::from(u32::from_le_bytes(flags)) & rflags::VM != 0
+    }
+
+    /// Whether the user may read what IRET or far RET pops; natively they read it as the supervisor. What
+    /// faults before they pop is left to them.
+    fn check_pops(&mut self, instruction: &Instruction) -> Result<(), Trap> {
+        const IOPL: u64 = 3 << 12;
+        let flags = self.cpu.regs.rflags;
+        let long = self.cpu.sregs.efer & efer::LMA != 0;
+        let immediate = match instruction.mnemonic() {
+            Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => {
+                let virtual_8086 = flags & rflags::VM != 0;
+                if virtual_8086 && flags & IOPL != IOPL || long && flags & rflags::NT != 0 {
+                    return Ok(());
+                }
+                0
+            }
+            Mnemonic::Retf if instruction.op_count() == 1 => instruction.immediate16(),
+            Mnemonic::Retf => 0,
+            _ => return Ok(()),
+        };
+        let length = instruction.stack_pointer_increment() - i32::from(immediate);
+        let stack = decode::stack_address(&self.cpu);
+        if !self.regime.is_canonical(stack) {
+            return Ok(());
+        }
+        Ok(self.check_read(stack, length.max(1) as u64)?)
     }
 
     /// The VM exit of L2, the task switch of L1, or the fault before either, if the instruction attempts a
