@@ -223,6 +223,11 @@ differences! {
         kvm: "its registers are what they were, but for the id"
             in "kvm_lapic_set_base"
         why: "disabling it in software is what guests do";
+    ApicErrors "apic-errors" "Error Handling"
+        sdm: "a write of the error status register shows the errors since the last one: illegal vectors sent and received, illegal register addresses; the first signals the error interrupt"
+        kvm: "the error status register is zero"
+            in "kvm_lapic_reg_write"
+        why: "its source gives none";
     X2ApicReserved "x2apic-reserved" "Reserved Bit Checking"
         sdm: "a write of a reserved bit of an x2APIC register is #GP, EOI's every bit among them"
         kvm: "reserved bits in the low half are dropped"

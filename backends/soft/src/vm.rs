@@ -11,6 +11,7 @@ use nvmx_core::cpu::Personality;
 use nvmx_core::machine_check::{self, MachineCheck, Signalled};
 use nvmx_core::memory::GuestMemory;
 use nvmx_core::nested::NestedState;
+use nvmx_core::personality::Difference;
 use nvmx_core::vcpu::{
     BackendError, Budget, Capabilities, Capability, Exit, NestedEvent, Parts, Result, Vcpu, Vm,
     VmConfig,
@@ -67,6 +68,10 @@ impl SoftVm {
         self.settled = false;
         for processor in &mut self.processors {
             Arc::make_mut(&mut processor.cpu.model).personality = personality;
+            let model = &processor.cpu.model;
+            processor
+                .apic
+                .log_errors(!model.as_kvm(Difference::ApicErrors));
         }
     }
 

@@ -1,22 +1,31 @@
 //! Reads and writes of the registers, by memory in xAPIC mode and by MSR in x2APIC mode (SDM Vol. 3A
 //! "Local APIC Register Address Map", "x2APIC Register Address Space").
 
+use super::errors::{FIRST_VECTOR, ILLEGAL_REGISTER_ADDRESS, SEND_ILLEGAL_VECTOR};
 use super::registers::{
     BUSY, CURRENT_COUNT, DFR, DIVIDE, EOI, ESR, ICR, ICR_HIGH, ID, INITIAL_COUNT, LDR, LVT,
-    LVT_TIMER, MASKED, PPR, SELF_IPI, SPURIOUS, TPR, is_readable,
+    LVT_TIMER, MASKED, PPR, SELF_IPI, SPURIOUS, TPR, is_readable, is_reserved,
 };
 use super::{Apic, ApicEffect, ApicFault};
 use crate::x86::msr::{IA32_TSC_DEADLINE, X2APIC_FIRST, X2APIC_LAST};
 
 impl Apic {
     /// Reads 32 bits of the register page by memory access; `offset` is 0 to 0xfff. What is no
-    /// register reads zero.
+    /// register reads zero, and is an error.
     #[must_use]
-    pub fn read(&self, offset: u16, now: u64) -> u32 {
+    pub fn read(&mut self, offset: u16, now: u64) -> u32 {
+        self.look_at_address(offset);
         if offset & 0xf >= 4 {
             return 0;
         }
         self.read_register(offset & 0xff0, now).unwrap_or(0)
+    }
+
+    /// An access by memory to a reserved part of the page is an error.
+    fn look_at_address(&mut self, offset: u16) {
+        if is_reserved(offset & 0xff0) {
+            self.found(ILLEGAL_REGISTER_ADDRESS);
+        }
     }
 
     fn read_register(&self, offset: u16, now: u64) -> Result<u32, ApicFault> {
@@ -33,6 +42,7 @@ impl Apic {
 
     /// Writes 32 bits by memory access. What is no register, or read-only, ignores it.
     pub fn write(&mut self, offset: u16, value: u32, now: u64) -> ApicEffect {
+        self.look_at_address(offset);
         if offset & 0xf != 0 {
             return ApicEffect::None;
         }
@@ -62,7 +72,7 @@ impl Apic {
                     }
                 }
             }
-            ESR if !x2apic || value == 0 => self.set(ESR, 0),
+            ESR if !x2apic || value == 0 => self.write_error_status(),
             ICR => {
                 self.set(ICR, value & !BUSY);
                 return Ok(self.send());
@@ -91,7 +101,12 @@ impl Apic {
                 return Ok(ApicEffect::Timer);
             }
             // The vector is all there is to write.
-            SELF_IPI if x2apic && value <= 0xff => self.accept(value as u8, false),
+            SELF_IPI if x2apic && value <= 0xff => {
+                if (value as u8) < FIRST_VECTOR {
+                    self.found(SEND_ILLEGAL_VECTOR);
+                }
+                self.accept(value as u8, false);
+            }
             _ => return Err(ApicFault),
         }
         Ok(ApicEffect::None)

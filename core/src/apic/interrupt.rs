@@ -1,6 +1,7 @@
 //! Request, service and priority (SDM Vol. 3A "Handling Interrupts", "Interrupt, Task, and Processor
 //! Priority").
 
+use super::errors::{FIRST_VECTOR, RECEIVE_ILLEGAL_VECTOR};
 use super::registers::{
     IRR, ISR, LVT_LINT0, LVT_LINT1, LVT_PERFORMANCE, MASKED, SOFTWARE_ENABLE, SPURIOUS, TMR, TPR,
 };
@@ -69,7 +70,11 @@ impl Apic {
     /// A fixed interrupt: from a device, the timer, or another processor. Vectors below 16 are illegal
     /// and go nowhere, as does everything while the APIC is disabled by software or hardware.
     pub fn accept(&mut self, vector: u8, level_triggered: bool) {
-        if vector < 16 || !self.is_enabled() || !self.is_software_enabled() {
+        if !self.is_enabled() || !self.is_software_enabled() {
+            return;
+        }
+        if vector < FIRST_VECTOR {
+            self.found(RECEIVE_ILLEGAL_VECTOR);
             return;
         }
         self.set_bit(TMR, vector, level_triggered);

@@ -1,6 +1,7 @@
 //! Interprocessor interrupts (SDM Vol. 3A "Issuing Interprocessor Interrupts", "Determining IPI
 //! Destination").
 
+use super::errors::{FIRST_VECTOR, SEND_ILLEGAL_VECTOR};
 use super::registers::{DFR, ICR, ICR_HIGH, ID, LDR};
 use super::{Apic, ApicEffect};
 
@@ -63,6 +64,9 @@ impl Apic {
     pub(super) fn send(&mut self) -> ApicEffect {
         let low = u64::from(self.get(ICR));
         let high = self.get(ICR_HIGH);
+        if matches!(low >> 8 & 7, 0 | LOWEST_PRIORITY) && (low as u8) < FIRST_VECTOR {
+            self.found(SEND_ILLEGAL_VECTOR);
+        }
         let logical = low & 1 << 11 != 0;
         let destination = if self.is_x2apic() {
             high

@@ -2,10 +2,11 @@
 //! over virtual time, with the register page of `KVM_GET_LAPIC`.
 //!
 //! Time is L1's TSC, passed in; the bus clock is 1 GHz as in KVM (`APIC_BUS_CYCLE_NS` is 1). Where KVM
-//! is laxer than the SDM (no error-status register, no reset by the global disable), it is KVM that is
-//! followed: `arch/x86/kvm/lapic.c`.
+//! is laxer than the SDM, it is KVM that is followed (`arch/x86/kvm/lapic.c`), unless a row of
+//! [`crate::personality`] says that there are two answers.
 
 mod access;
+mod errors;
 mod interrupt;
 mod ipi;
 mod registers;
@@ -52,6 +53,7 @@ pub struct Apic {
     base: u64,
     tsc_khz: u32,
     timer: timer::Timer,
+    errors: errors::Errors,
 }
 
 /// Registers in the page of 1024 bytes.
@@ -68,6 +70,7 @@ impl Apic {
             base: 0xfee0_0000 | BASE_ENABLE | bootstrap,
             tsc_khz: tsc_khz.max(1),
             timer: timer::Timer::default(),
+            errors: errors::Errors::default(),
         };
         apic.set(ID, u32::from(id) << 24);
         apic.init();
@@ -95,6 +98,7 @@ impl Apic {
             self.set(LDR, logical);
         }
         self.timer = timer::Timer::default();
+        self.errors = self.errors.reset();
     }
 
     /// IA32_APIC_BASE.
@@ -203,6 +207,7 @@ impl Apic {
             *register = u32::from_le_bytes(*word);
         }
         self.set(ICR, self.get(ICR) & !registers::BUSY);
+        self.errors = self.errors.reset();
         self.resume_timer(now);
     }
 }

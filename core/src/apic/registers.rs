@@ -87,3 +87,12 @@ pub(super) const fn is_readable(offset: u16, x2apic: bool) -> bool {
         _ => false,
     }
 }
+
+/// Whether an xAPIC's page has no register there (table "Local APIC Register Address Map"). The entry for
+/// corrected machine checks is one that this version, of six entries, lacks.
+pub(super) const fn is_reserved(offset: u16) -> bool {
+    matches!(
+        offset,
+        0x000..ID | 0x040..TPR | 0x290..ICR | 0x3a0..DIVIDE | SELF_IPI..
+    )
+}

@@ -13,7 +13,7 @@ fn enabled() -> Apic {
 
 #[test]
 fn reset_values_are_kvms() {
-    let apic = Apic::new(3, 1);
+    let mut apic = Apic::new(3, 1);
     let rows = [
         (ID, 3 << 24),
         (VERSION, 0x5_0014),
@@ -349,4 +349,91 @@ fn kvms_page_round_trips() {
     // The busy bit never shows.
     let _ = apic.write(ICR, 0x1000 | 0x4_0050, 0);
     assert_eq!(apic.read(ICR, 0) & BUSY, 0);
+}
+
+#[test]
+fn errors_are_shown_by_a_write_and_signaled_once() {
+    type Cause = fn(&mut Apic);
+    let rows: &[(&str, u32, Cause)] = &[
+        ("nothing", 0, |_| ()),
+        ("an IPI's vector, to nobody", 0x20, |apic| {
+            apic.write(ICR, 0x800f, 0);
+        }),
+        ("an IPI to oneself", 0x60, |apic| {
+            apic.write(ICR, 0x4_400f, 0);
+        }),
+        ("an NMI has no vector", 0, |apic| {
+            apic.write(ICR, 0x400, 0);
+        }),
+        ("a message from outside", 0x40, |apic| {
+            apic.receive(0x400f, false);
+        }),
+        ("the timer's own", 0x40, |apic| {
+            apic.write(LVT_TIMER, 3, 0);
+            apic.write(INITIAL_COUNT, 10, 0);
+            apic.poll(1_000_000);
+        }),
+        ("reading 0x40", 0x80, |apic| {
+            let _ = apic.read(0x40, 0);
+        }),
+        ("reading behind the registers", 0x80, |apic| {
+            let _ = apic.read(0x3f0, 0);
+        }),
+        ("writing 0x2f0", 0x80, |apic| {
+            apic.write(0x2f0, 0, 0);
+        }),
+        ("a write to what can be read alone", 0, |apic| {
+            apic.write(VERSION, 0, 0);
+            apic.write(ISR, 0, 0);
+        }),
+        ("a read of what can be written alone", 0, |apic| {
+            let _ = apic.read(EOI, 0);
+        }),
+        ("a disabled APIC receives nothing", 0, |apic| {
+            apic.write(SPURIOUS, 0xff, 0);
+            apic.receive(0x400f, false);
+        }),
+    ];
+    for (what, bits, cause) in rows {
+        for logged in [true, false] {
+            let mut apic = enabled();
+            apic.log_errors(logged);
+            apic.write(LVT_ERROR, 0xe1, 0);
+            cause(&mut apic);
+            let expected = if logged { *bits } else { 0 };
+            assert_eq!(apic.read(ESR, 0), 0, "{what}: before a write");
+            let interrupt = apic.acknowledge();
+            assert_eq!(interrupt, (expected != 0).then_some(0xe1), "{what}");
+            apic.write(EOI, 0, 0);
+            cause(&mut apic);
+            assert_eq!(apic.pending_interrupt(), None, "{what}: signaled already");
+            apic.write(ESR, 0, 0);
+            assert_eq!(apic.read(ESR, 0), expected, "{what}");
+            cause(&mut apic);
+            assert_eq!(
+                apic.pending_interrupt().is_some(),
+                expected != 0,
+                "{what}: again"
+            );
+            apic.write(ESR, 0, 0);
+            apic.write(ESR, 0, 0);
+            assert_eq!(
+                apic.read(ESR, 0),
+                0,
+                "{what}: forgotten by the second write"
+            );
+        }
+    }
+    // The error interrupt's own vector; and INIT.
+    let mut apic = enabled();
+    apic.log_errors(true);
+    apic.write(LVT_ERROR, 2, 0);
+    apic.write(ICR, 0x8001, 0);
+    assert_eq!(apic.pending_interrupt(), None);
+    apic.write(ESR, 0, 0);
+    assert_eq!(apic.read(ESR, 0), 0x60);
+    apic.write(ICR, 0x8001, 0);
+    apic.init();
+    apic.write(ESR, 0, 0);
+    assert_eq!(apic.read(ESR, 0), 0);
 }
