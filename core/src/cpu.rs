@@ -76,6 +76,16 @@ pub struct Msrs {
     pub misc_feature_enables: u64,
     pub kvm_wall_clock: u64,
     pub kvm_system_time: u64,
+    /// IA32_BIOS_SIGN_ID.
+    pub microcode: u64,
+    pub arch_capabilities: u64,
+    /// IA32_PERF_CAPABILITIES as user space set it; else what the counters can do.
+    pub perf_capabilities: Option<u64>,
+    pub platform_info: u64,
+    /// KVM_CAP_MSR_PLATFORM_INFO is off: PLATFORM_INFO is #GP for the guest.
+    pub platform_info_hidden: bool,
+    pub power_ctl: u64,
+    pub smi_count: u64,
 }
 
 impl Default for Msrs {
@@ -109,6 +119,14 @@ impl Default for Msrs {
             misc_feature_enables: 0,
             kvm_wall_clock: 0,
             kvm_system_time: 0,
+            // What KVM shows, and CPUID faulting.
+            microcode: 0x1_0000_0000,
+            arch_capabilities: 0,
+            perf_capabilities: None,
+            platform_info: 1 << 31,
+            platform_info_hidden: false,
+            power_ctl: 0,
+            smi_count: 0,
         }
     }
 }

@@ -95,6 +95,25 @@ impl MachineChecks {
         self.status = status;
     }
 
+    /// A register of the banks, and IA32_MCG_CTL, as user space sets it (`set_msr_mce`): any status, and a
+    /// zero where IA32_MCG_CTL is not there. `None` if it is no MSR of these, `false` where it is refused.
+    pub(crate) fn restore(&mut self, number: u32, value: u64) -> Option<bool> {
+        match number {
+            IA32_MCG_STATUS => self.status = value,
+            IA32_MCG_CTL if self.capabilities & CTL_P == 0 => return Some(value == 0),
+            IA32_MCG_CTL if is_mask(value) => self.control = value,
+            IA32_MCG_CTL => return Some(false),
+            _ => {
+                let (bank, register) = self.place(number)?;
+                if register == 0 && !is_bank_mask(value) {
+                    return Some(false);
+                }
+                self.banks[bank][register] = value;
+            }
+        }
+        Some(true)
+    }
+
     fn bank_count(&self) -> usize {
         (self.capabilities & 0xff) as usize
     }
@@ -119,6 +138,15 @@ impl MachineChecks {
     }
 }
 
+const fn is_mask(value: u64) -> bool {
+    value == 0 || value == ALL
+}
+
+/// "IA32_MCi_CTL MSRs": all ones or zeros; bit 10 is what Linux clears on old processors.
+const fn is_bank_mask(value: u64) -> bool {
+    value & !(1 << 10) == 0 || value | 1 << 10 == ALL
+}
+
 /// WRMSR; `None` if it is no MSR of these.
 pub(crate) fn write(cpu: &mut Cpu, number: u32, value: u64) -> Option<Result<(), MsrFault>> {
     let as_kvm = cpu.model.as_kvm(Difference::McgStatus);
@@ -126,14 +154,11 @@ pub(crate) fn write(cpu: &mut Cpu, number: u32, value: u64) -> Option<Result<(),
     let (register, allowed) = match number {
         IA32_MCG_CAP => return Some(Err(MsrFault::GeneralProtection)),
         IA32_MCG_STATUS => (&mut checks.status, value == 0 || as_kvm),
-        IA32_MCG_CTL if checks.capabilities & CTL_P != 0 => {
-            (&mut checks.control, value == 0 || value == ALL)
-        }
+        IA32_MCG_CTL if checks.capabilities & CTL_P != 0 => (&mut checks.control, is_mask(value)),
         _ => {
             let (bank, register) = checks.place(number)?;
             let allowed = match register {
-                // "IA32_MCi_CTL MSRs": all ones or zeros; bit 10 is what Linux clears on old processors.
-                0 => value & !(1 << 10) == 0 || value | 1 << 10 == ALL,
+                0 => is_bank_mask(value),
                 // "IA32_MCi_STATUS MSRS": only zeros can be written, and so of the two behind it.
                 _ => value == 0,
             };

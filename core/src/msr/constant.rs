@@ -2,7 +2,7 @@
 //! it for a guest.
 
 use super::{GP, MsrFault};
-use crate::x86::msr::{IA32_ARCH_CAPABILITIES, IA32_BIOS_SIGN_ID, IA32_PERF_CAPABILITIES};
+use crate::x86::msr::IA32_PERF_CAPABILITIES;
 
 /// What a write of a constant MSR does.
 #[derive(Clone, Copy)]
@@ -20,24 +20,10 @@ const CONSTANTS: &[(u32, u32, u64, Write)] = &[
     // IA32_PLATFORM_ID, EBL_CR_POWERON.
     (0x17, 0x17, 0, Write::Fault),
     (0x2a, 0x2a, 0, Write::Fault),
-    // The microcode revision that KVM shows.
-    (
-        IA32_BIOS_SIGN_ID,
-        IA32_BIOS_SIGN_ID,
-        0x1_0000_0000,
-        Write::Ignored,
-    ),
     // Performance counters of the P6 family, where CPUID tells of none.
     (0xc1, 0xc2, 0, Write::Ignored),
-    // FSB_FREQ, PLATFORM_INFO (CPUID faulting available).
+    // FSB_FREQ.
     (0xcd, 0xcd, 3, Write::Fault),
-    (0xce, 0xce, 1 << 31, Write::Fault),
-    (
-        IA32_ARCH_CAPABILITIES,
-        IA32_ARCH_CAPABILITIES,
-        0,
-        Write::Fault,
-    ),
     (0x11e, 0x11e, 0xbe70_2111, Write::Ignored),
     // P6 event selects.
     (0x186, 0x187, 0, Write::Ignored),

@@ -4,8 +4,10 @@
 
 mod constant;
 mod features;
+pub mod host;
 mod memory_type;
 mod system;
+mod vmx_restore;
 
 #[cfg(test)]
 mod tests;
@@ -69,9 +71,17 @@ pub fn read(cpu: &Cpu, number: u32) -> Result<MsrRead, MsrFault> {
     if let Some(feature) = features::gate(number) {
         require(feature.is_present(cpu))?;
     }
+    if number == PLATFORM_INFO {
+        require(!cpu.msrs.platform_info_hidden)?;
+    }
+    value(cpu, number).map(MsrRead::Value)
+}
+
+/// The value of an MSR that the processor has.
+fn value(cpu: &Cpu, number: u32) -> Result<u64, MsrFault> {
     let msrs = &cpu.msrs;
     let sregs = &cpu.sregs;
-    Ok(MsrRead::Value(match number {
+    Ok(match number {
         IA32_TIME_STAMP_COUNTER => l2_tsc(cpu),
         IA32_TSC_ADJUST => msrs.tsc_adjust,
         IA32_APIC_BASE => sregs.apic_base,
@@ -115,7 +125,14 @@ pub fn read(cpu: &Cpu, number: u32) -> Result<MsrRead, MsrFault> {
         IA32_GS_BASE => sregs.gs.base,
         IA32_KERNEL_GS_BASE => msrs.kernel_gs_base,
         IA32_TSC_AUX => msrs.tsc_aux,
-        IA32_PERF_CAPABILITIES if pmu::counters(&cpu.model).is_some() => pmu::CAPABILITIES,
+        IA32_BIOS_SIGN_ID => msrs.microcode,
+        IA32_ARCH_CAPABILITIES => msrs.arch_capabilities,
+        PLATFORM_INFO => msrs.platform_info,
+        IA32_PERF_CAPABILITIES => msrs
+            .perf_capabilities
+            .unwrap_or_else(|| pmu::counters(&cpu.model).map_or(0, |_| pmu::CAPABILITIES)),
+        POWER_CTL => msrs.power_ctl,
+        SMI_COUNT => msrs.smi_count,
         _ => match memory_type::read(cpu, number)
             .or_else(|| pmu::read(cpu, number))
             .or_else(|| cpu.machine_checks.read(number))
@@ -123,7 +140,7 @@ pub fn read(cpu: &Cpu, number: u32) -> Result<MsrRead, MsrFault> {
             Some(value) => value,
             None => constant::read(number).ok_or(GP)?,
         },
-    }))
+    })
 }
 
 /// WRMSR.
@@ -183,6 +200,10 @@ pub fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<MsrEffect, MsrFau
             let mask = features::supervisor_states(cpu);
             store(&mut cpu.msrs.xss, value, mask)?;
         }
+        // A command to load microcode that is not there.
+        IA32_BIOS_SIGN_ID => {}
+        POWER_CTL => cpu.msrs.power_ctl = value,
+        IA32_ARCH_CAPABILITIES | PLATFORM_INFO | SMI_COUNT => return Err(GP),
         KVM_WALL_CLOCK_NEW | KVM_SYSTEM_TIME_NEW => {
             if value != 0 {
                 return Err(MsrFault::Unsupported(

@@ -1,6 +1,6 @@
 //! MSRs whose writes have rules of their own: EFER, APIC base, feature control, TSC, debug control.
 
-use super::features::{EXECUTE_DISABLE, LONG_MODE, X2APIC};
+use super::features::X2APIC;
 use super::{MsrEffect, MsrFault, require};
 use crate::cpu::Cpu;
 use crate::personality::Difference;
@@ -9,14 +9,7 @@ use crate::x86::control::{cr0, efer};
 /// SDM Vol. 3A "Initializing IA-32e Mode": LME cannot change while paging is on; LMA is read-only, and
 /// a write of it is ignored.
 pub(super) fn write_efer(cpu: &mut Cpu, value: u64) -> Result<MsrEffect, MsrFault> {
-    let mut allowed = efer::SCE;
-    if LONG_MODE.is_present(cpu) {
-        allowed |= efer::LME | efer::LMA;
-    }
-    if EXECUTE_DISABLE.is_present(cpu) {
-        allowed |= efer::NXE;
-    }
-    require(value & !allowed == 0)?;
+    require(super::host::efer_is_valid(cpu, value))?;
     let old = cpu.sregs.efer;
     let paging = cpu.sregs.cr0 & cr0::PG != 0;
     require(!paging || (value ^ old) & efer::LME == 0)?;
@@ -26,8 +19,27 @@ pub(super) fn write_efer(cpu: &mut Cpu, value: u64) -> Result<MsrEffect, MsrFaul
 
 /// SDM Vol. 3A "Local APIC Status and Location", "x2APIC State Transitions".
 pub(super) fn write_apic_base(cpu: &mut Cpu, value: u64) -> Result<MsrEffect, MsrFault> {
-    const X2: u64 = 1 << 10;
-    const ENABLE: u64 = 1 << 11;
+    let mode = |base: u64| base & (X2 | ENABLE);
+    let old = cpu.sregs.apic_base;
+    // From x2APIC mode the way back leads through disabled, and into it through xAPIC mode.
+    require(!(mode(old) == X2 | ENABLE && mode(value) == ENABLE))?;
+    require(!(mode(old) == 0 && mode(value) == X2 | ENABLE))?;
+    restore_apic_base(cpu, value)
+}
+
+/// Bits of IA32_APIC_BASE.
+const X2: u64 = 1 << 10;
+const ENABLE: u64 = 1 << 11;
+
+/// As user space sets it: from any mode to any other.
+pub(super) fn restore_apic_base(cpu: &mut Cpu, value: u64) -> Result<MsrEffect, MsrFault> {
+    require(apic_base_is_valid(cpu, value))?;
+    cpu.sregs.apic_base = value;
+    Ok(MsrEffect::ApicBase(value))
+}
+
+/// Whether IA32_APIC_BASE may hold this, whatever it holds now.
+pub(super) fn apic_base_is_valid(cpu: &Cpu, value: u64) -> bool {
     let width = match cpu.model.physical_address_width {
         0 => 36,
         width => width.min(52),
@@ -37,15 +49,7 @@ pub(super) fn write_apic_base(cpu: &mut Cpu, value: u64) -> Result<MsrEffect, Ms
     if !X2APIC.is_present(cpu) {
         reserved |= X2;
     }
-    require(value & reserved == 0)?;
-    let mode = |base: u64| base & (X2 | ENABLE);
-    let old = cpu.sregs.apic_base;
-    require(mode(value) != X2)?;
-    // From x2APIC mode the way back leads through disabled, and into it through xAPIC mode.
-    require(!(mode(old) == X2 | ENABLE && mode(value) == ENABLE))?;
-    require(!(mode(old) == 0 && mode(value) == X2 | ENABLE))?;
-    cpu.sregs.apic_base = value;
-    Ok(MsrEffect::ApicBase(value))
+    value & reserved == 0 && value & (X2 | ENABLE) != X2
 }
 
 /// SDM Vol. 3C "Enabling and Entering VMX Operation": once locked, every write faults.
