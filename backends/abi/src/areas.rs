@@ -1,5 +1,6 @@
 //! Areas of bytes: `struct kvm_xsave`, `kvm_fpu`, `kvm_lapic_state`.
 
+use crate::refusal::{Invalid, require};
 use kvm_bindings::{kvm_fpu, kvm_lapic_state, kvm_xsave};
 
 /// Bytes of `struct kvm_xsave`, and what KVM_GET_XSAVE2 copies while no dynamic component is enabled.
@@ -37,6 +38,39 @@ pub fn kernel_xsave(bytes: &[u8]) -> Option<kvm_xsave> {
         *word = u32::from_le_bytes(*chunk);
     }
     Some(kernel)
+}
+
+/// The XSAVE area as KVM_SET_XSAVE takes it (`fpu_copy_uabi_to_guest_fpstate`): `supported` are the components
+/// that there are; one whose bit in XSTATE_BV is clear is in its initial state.
+pub fn checked_xsave(area: &[u8; XSAVE_SIZE], supported: u64) -> Result<Vec<u8>, Invalid> {
+    /// Bits of MXCSR that exist, denormals-are-zeros included.
+    const MXCSR_MASK: u64 = 0xffff;
+    let u64_at = |at: usize| {
+        area[at..]
+            .first_chunk()
+            .map_or(0, |b| u64::from_le_bytes(*b))
+    };
+    let present = u64_at(FXSAVE_SIZE);
+    require(present & !(supported | u64::from(X87_AND_SSE)) == 0)?;
+    // XCOMP_BV and the reserved bytes.
+    require(
+        area[FXSAVE_SIZE + 8..HEADER_END]
+            .iter()
+            .all(|byte| *byte == 0),
+    )?;
+    require(u64_at(at::MXCSR) & 0xffff_ffff & !MXCSR_MASK == 0)?;
+    let mut taken = area.to_vec();
+    if present & 1 == 0 {
+        taken[..at::MXCSR].fill(0);
+        taken[at::FCW..at::FSW].copy_from_slice(&0x37f_u16.to_le_bytes());
+        taken[at::ST..at::XMM].fill(0);
+    }
+    if present & 2 == 0 {
+        taken[at::XMM..at::XMM + 256].fill(0);
+        // MXCSR belongs to SSE and to what comes behind it.
+        taken[at::MXCSR..at::MXCSR + 4].copy_from_slice(&0x1f80_u32.to_le_bytes());
+    }
+    Ok(taken)
 }
 
 /// `struct kvm_lapic_state` to the register page.
@@ -144,6 +178,23 @@ mod tests {
         set_fpu(&mut other, &fpu);
         image[at::FTW + 1] = 0;
         assert_eq!(other, image);
+    }
+
+    #[test]
+    fn components_that_are_not_there_are_initial() {
+        let mut area = [7; XSAVE_SIZE];
+        area[FXSAVE_SIZE..HEADER_END].fill(0);
+        area[at::MXCSR..at::MXCSR + 4].copy_from_slice(&0x1f80_u32.to_le_bytes());
+        let taken = checked_xsave(&area, 0).expect("valid");
+        assert_eq!(taken[..2], [0x7f, 3]);
+        assert_eq!(taken[at::XMM], 0);
+        area[FXSAVE_SIZE] = 3;
+        assert_eq!(checked_xsave(&area, 0).expect("valid"), area);
+        for (place, byte) in [(FXSAVE_SIZE, 7), (FXSAVE_SIZE + 9, 1), (at::MXCSR + 2, 1)] {
+            let mut broken = area;
+            broken[place] = byte;
+            assert_eq!(checked_xsave(&broken, 3), Err(Invalid), "{place}");
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@
 pub mod areas;
 pub mod cpuid;
 pub mod events;
+pub mod refusal;
 pub mod registers;
 
 pub use events::EventFeatures;
+pub use refusal::Invalid;

@@ -17,7 +17,7 @@ mod schedule;
 mod slots;
 mod state;
 mod topology;
-mod user_msrs;
+mod user_space;
 mod vm;
 
 pub use slots::{MOST_VCPUS, MemorySlot};

@@ -13,6 +13,7 @@ use crate::vmx::Field;
 use crate::vmx::controls::{Primary, Secondary};
 use crate::vmx::ept::{self, Ept, EptAccess, EptFault};
 use crate::x86::control::{cr0, cr4, efer};
+use crate::x86::cpuid::CpuidEntry;
 use crate::x86::{Exception, cpuid, msr};
 
 /// What a write of a control register asks of the caller.
@@ -174,7 +175,7 @@ pub fn write_cr4<M: GuestMemory + ?Sized>(
     }
     let sregs = &cpu.sregs;
     let changed = old ^ value;
-    require(value & !allowed_cr4(cpu) == 0)?;
+    require(value & !allowed_cr4(&cpu.model.cpuid) == 0)?;
     require(cr4_is_fixed(cpu, value))?;
     // SDM Vol. 3C "SMM and VMX": VMXE cannot be set in SMM.
     require(value & cr4::VMXE == 0 || !cpu.smm)?;
@@ -294,7 +295,7 @@ fn merge(cpu: &Cpu, mask: Field, old: u64, value: u64) -> u64 {
 }
 
 /// SDM Vol. 3C "Restrictions on VMX Operation": bits of CR0 that VMX operation fixes.
-fn cr0_is_fixed(cpu: &Cpu, value: u64) -> bool {
+pub(super) fn cr0_is_fixed(cpu: &Cpu, value: u64) -> bool {
     if !cpu.vmx.is_on() {
         return true;
     }
@@ -306,7 +307,7 @@ fn cr0_is_fixed(cpu: &Cpu, value: u64) -> bool {
 }
 
 /// The same for CR4.
-fn cr4_is_fixed(cpu: &Cpu, value: u64) -> bool {
+pub(super) fn cr4_is_fixed(cpu: &Cpu, value: u64) -> bool {
     !cpu.vmx.is_on()
         || is_fixed(
             value,
@@ -325,7 +326,7 @@ pub(crate) fn is_legal(cpu: &Cpu) -> bool {
     (!paging || has(cr0::PE))
         && (!has(cr0::NW) || has(cr0::CD))
         && sregs.cr0 >> 32 == 0
-        && sregs.cr4 & !allowed_cr4(cpu) == 0
+        && sregs.cr4 & !allowed_cr4(&cpu.model.cpuid) == 0
         && (!long || sregs.cr4 & cr4::PAE != 0)
         && (!long || sregs.cr3 >> width(cpu) == 0)
         && (long || sregs.cr4 & cr4::PCIDE == 0)
@@ -351,7 +352,8 @@ pub(crate) fn is_unrestricted(cpu: &Cpu) -> bool {
 
 /// Bits of CR4 that the processor's CPUID allows. As KVM does, bits that every 64-bit processor has
 /// are not looked up.
-fn allowed_cr4(cpu: &Cpu) -> u64 {
+#[must_use]
+pub fn allowed_cr4(entries: &[CpuidEntry]) -> u64 {
     const ALWAYS: u64 = cr4::VME
         | cr4::PVI
         | cr4::TSD
@@ -381,8 +383,8 @@ fn allowed_cr4(cpu: &Cpu) -> u64 {
         (7, 3, 5, cr4::UINTR),
         (7, 3, 20, cr4::CET),
     ];
-    let basic = cpuid::lookup(&cpu.model.cpuid, 1, 0);
-    let extended = cpuid::lookup(&cpu.model.cpuid, 7, 0);
+    let basic = cpuid::lookup(entries, 1, 0);
+    let extended = cpuid::lookup(entries, 7, 0);
     BY_FEATURE
         .iter()
         .fold(ALWAYS, |allowed, &(leaf, register, bit, control)| {

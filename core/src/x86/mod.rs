@@ -8,6 +8,7 @@ pub mod msr;
 pub mod ownership;
 pub mod regs;
 pub mod segment;
+pub mod sregs_rules;
 pub mod state;
 pub mod xsave;
 

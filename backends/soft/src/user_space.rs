@@ -1,4 +1,5 @@
-//! MSRs as user space reads and writes them, one by one, with an answer to each: KVM_GET_MSRS and KVM_SET_MSRS.
+//! What user space sets of the vCPU that [`Vm::vcpu`](nvmx_core::vcpu::Vm::vcpu) was last asked for as it does with
+//! KVM: MSRs one by one, with an answer to each, and whether registers would be taken.
 
 use crate::SoftVm;
 use nvmx_core::apic::ApicFault;
@@ -6,10 +7,10 @@ use nvmx_core::msr::host::{self, Refused};
 use nvmx_core::msr::{MsrEffect, MsrRead};
 use nvmx_core::vmx::capability::MSR_COUNT;
 use nvmx_core::vmx::exit;
-use nvmx_core::x86::msr;
+use nvmx_core::x86::{Sregs, msr, sregs_rules};
 
 impl SoftVm {
-    /// An MSR of the vCPU that [`Vm::vcpu`](nvmx_core::vcpu::Vm::vcpu) was last asked for.
+    /// KVM_GET_MSRS of one.
     pub fn read_msr(&mut self, number: u32) -> Result<u64, Refused> {
         let processor = &self.processors[self.current];
         match host::read(&processor.cpu, number)? {
@@ -24,7 +25,7 @@ impl SoftVm {
         }
     }
 
-    /// Sets an MSR of that vCPU. Of the VMX capability MSRs it may be given what is `offered`, or less.
+    /// KVM_SET_MSRS of one. Of the VMX capability MSRs it may be given what is `offered`, or less.
     pub fn write_msr(
         &mut self,
         offered: &[u64; MSR_COUNT],
@@ -52,5 +53,38 @@ impl SoftVm {
         processor.level_changed();
         self.put();
         Ok(())
+    }
+
+    /// Whether KVM_SET_SREGS takes these; `most_cr4` has the bits of CR4 that any guest may have.
+    #[must_use]
+    pub fn takes_sregs(&self, sregs: &Sregs, most_cr4: u64) -> bool {
+        sregs_rules::are_valid(&self.processors[self.current].cpu, sregs, most_cr4)
+    }
+
+    /// L1's TSC less the ticks of the machine: `KVM_VCPU_TSC_OFFSET`.
+    #[must_use]
+    pub fn tsc_offset(&self) -> u64 {
+        self.processors[self.current].cpu.tsc.l1_offset
+    }
+
+    /// Sets it.
+    pub fn set_tsc_offset(&mut self, offset: u64) {
+        self.processors[self.current].cpu.tsc.l1_offset = offset;
+        self.put();
+    }
+
+    /// Whether the guest may read PLATFORM_INFO (`KVM_CAP_MSR_PLATFORM_INFO`).
+    pub fn show_platform_info(&mut self, shown: bool) {
+        for processor in &mut self.processors {
+            processor.cpu.msrs.platform_info_hidden = !shown;
+        }
+    }
+
+    /// IA32_MCG_CAP (`KVM_X86_SETUP_MCE`). `false`: there is no such thing here.
+    pub fn set_up_machine_checks(&mut self, capabilities: u64) -> bool {
+        self.processors[self.current]
+            .cpu
+            .machine_checks
+            .set_up(capabilities)
     }
 }
