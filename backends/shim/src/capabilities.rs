@@ -3,7 +3,7 @@
 
 use crate::errno::{Answer, Errno};
 use crate::vcpu::VcpuContext;
-use crate::vm::{MAX_VCPU_ID, MAX_VCPUS, VmContext};
+use crate::vm::{MAX_VCPU_ID, MAX_VCPUS, VmContext, memory};
 use Offer::{Absent, Value};
 use kvm_bindings::kvm_enable_cap;
 
@@ -63,14 +63,14 @@ macro_rules! rows {
 rows! {
     0 KVM_CAP_IRQCHIP, Absent(TO_COME), Enable::No;
     1 KVM_CAP_HLT, Value(1), Enable::No;
-    2 KVM_CAP_MMU_SHADOW_CACHE_CONTROL, Absent(TO_COME), Enable::No;
+    2 KVM_CAP_MMU_SHADOW_CACHE_CONTROL, Value(1), Enable::No;
     3 KVM_CAP_USER_MEMORY, Value(1), Enable::No;
-    4 KVM_CAP_SET_TSS_ADDR, Absent(TO_COME), Enable::No;
+    4 KVM_CAP_SET_TSS_ADDR, Value(1), Enable::No;
     6 KVM_CAP_VAPIC, Absent(TO_COME), Enable::No;
     7 KVM_CAP_EXT_CPUID, Value(1), Enable::No;
     8 KVM_CAP_CLOCKSOURCE, Absent("no clock of KVM's in the guest"), Enable::No;
     9 KVM_CAP_NR_VCPUS, Value(MAX_VCPUS), Enable::No;
-    10 KVM_CAP_NR_MEMSLOTS, Value(32764), Enable::No;
+    10 KVM_CAP_NR_MEMSLOTS, Value(memory::USER_SLOTS as i32), Enable::No;
     11 KVM_CAP_PIT, Absent(TO_COME), Enable::No;
     12 KVM_CAP_NOP_IO_DELAY, Value(1), Enable::No;
     14 KVM_CAP_MP_STATE, Absent(TO_COME), Enable::No;
@@ -89,7 +89,7 @@ rows! {
     34 KVM_CAP_SET_BOOT_CPU_ID, Absent(TO_COME), Enable::No;
     35 KVM_CAP_PIT_STATE2, Absent(TO_COME), Enable::No;
     36 KVM_CAP_IOEVENTFD, Absent(TO_COME), Enable::No;
-    37 KVM_CAP_SET_IDENTITY_MAP_ADDR, Absent(TO_COME), Enable::No;
+    37 KVM_CAP_SET_IDENTITY_MAP_ADDR, Value(1), Enable::No;
     38 KVM_CAP_XEN_HVM, Absent("no Xen interface"), Enable::No;
     39 KVM_CAP_ADJUST_CLOCK, Absent(TO_COME), Enable::No;
     40 KVM_CAP_INTERNAL_ERROR_DATA, Value(1), Enable::No;
@@ -109,7 +109,7 @@ rows! {
     74 KVM_CAP_SYNC_REGS, Absent(TO_COME), Enable::No;
     76 KVM_CAP_KVMCLOCK_CTRL, Absent("no clock of KVM's in the guest"), Enable::No;
     77 KVM_CAP_SIGNAL_MSI, Absent(TO_COME), Enable::No;
-    81 KVM_CAP_READONLY_MEM, Absent(TO_COME), Enable::No;
+    81 KVM_CAP_READONLY_MEM, Value(1), Enable::No;
     82 KVM_CAP_IRQFD_RESAMPLE, Absent(TO_COME), Enable::No;
     89 KVM_CAP_DEVICE_CTRL, Value(1), Enable::No;
     95 KVM_CAP_EXT_EMUL_CPUID, Absent(TO_COME), Enable::No;
@@ -121,6 +121,7 @@ rows! {
     105 KVM_CAP_CHECK_EXTENSION_VM, Value(1), Enable::No;
     116 KVM_CAP_DISABLE_QUIRKS, Absent(TO_COME), Enable::No;
     117 KVM_CAP_X86_SMM, Absent(TO_COME), Enable::No;
+    118 KVM_CAP_MULTI_ADDRESS_SPACE, Value(memory::ADDRESS_SPACES as i32), Enable::No;
     121 KVM_CAP_SPLIT_IRQCHIP, Absent(TO_COME), Enable::No;
     122 KVM_CAP_IOEVENTFD_ANY_LENGTH, Absent(TO_COME), Enable::No;
     123 KVM_CAP_HYPERV_SYNIC, Absent("no Hyper-V interface"), Enable::No;
@@ -141,7 +142,7 @@ rows! {
     163 KVM_CAP_HYPERV_ENLIGHTENED_VMCS, Absent("no Hyper-V interface"), Enable::No;
     164 KVM_CAP_EXCEPTION_PAYLOAD, Absent(TO_COME), Enable::No;
     167 KVM_CAP_HYPERV_CPUID, Absent("no Hyper-V interface"), Enable::No;
-    168 KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, Absent(TO_COME), Enable::No;
+    168 KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, Value(3), Enable::Vm(memory::enable_manual_protect);
     173 KVM_CAP_PMU_EVENT_FILTER, Absent(TO_COME), Enable::No;
     175 KVM_CAP_HYPERV_DIRECT_TLBFLUSH, Absent("no Hyper-V interface"), Enable::No;
     182 KVM_CAP_HALT_POLL, Absent(TO_COME), Enable::No;
@@ -176,7 +177,7 @@ rows! {
     223 KVM_CAP_DIRTY_LOG_RING_ACQ_REL, Absent("the dirty log is a bitmap"), Enable::No;
     225 KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, Absent("the dirty log is a bitmap"), Enable::No;
     226 KVM_CAP_PMU_EVENT_MASKED_EVENTS, Absent(TO_COME), Enable::No;
-    231 KVM_CAP_USER_MEMORY2, Absent(TO_COME), Enable::No;
+    231 KVM_CAP_USER_MEMORY2, Value(1), Enable::No;
     232 KVM_CAP_MEMORY_FAULT_INFO, Absent(TO_COME), Enable::No;
     233 KVM_CAP_MEMORY_ATTRIBUTES, Absent("no private memory"), Enable::No;
     234 KVM_CAP_GUEST_MEMFD, Absent("no private memory"), Enable::No;

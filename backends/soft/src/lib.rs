@@ -20,5 +20,5 @@ mod topology;
 mod user_space;
 mod vm;
 
-pub use slots::{MOST_VCPUS, MemorySlot};
+pub use slots::{MOST_VCPUS, MemorySlot, Space};
 pub use vm::SoftVm;

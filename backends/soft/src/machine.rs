@@ -308,7 +308,7 @@ impl Machine for Runner<'_> {
                     return Fill::Mmio { gpa };
                 }
                 Fill::Map(TlbEntry {
-                    gpa,
+                    gpa: processor.ram.name(gpa),
                     readable: mapping.readable,
                     writable: mapping.writable && writable,
                     executable: mapping.executable,

@@ -21,8 +21,13 @@ pub(crate) struct Ram {
     start: *mut u8,
     /// Bytes of the mapping; zero for a machine of slots.
     size: u64,
+    /// Added to an address to tell the slots of SMM from the others.
+    space: Cell<u64>,
     shared: Rc<Shared>,
 }
+
+/// Where the slots are that are seen in SMM alone; guest-physical addresses are below.
+pub(crate) const SMM_SPACE: u64 = 1 << 50;
 
 /// What all processors' views of the RAM have in common.
 struct Shared {
@@ -71,6 +76,7 @@ impl Ram {
             map: GuestMemoryMmap::new(),
             start: std::ptr::null_mut(),
             size: 0,
+            space: Cell::new(0),
             shared: Rc::new(Shared {
                 written: RefCell::new(Vec::with_capacity(64)),
                 slots: RefCell::default(),
@@ -85,6 +91,7 @@ impl Ram {
             map: self.map.clone(),
             start: self.start,
             size: self.size,
+            space: Cell::new(0),
             shared: Rc::clone(&self.shared),
         }
     }
@@ -125,9 +132,25 @@ impl Ram {
         if self.contains(address, 1) {
             return Reach::Ram { writable: true };
         }
-        match self.shared.slots.borrow().find(address) {
+        match self.shared.slots.borrow().find(self.name(address)) {
             None => Reach::Device,
             Some((slot, offset)) => slot.reach(offset, write),
+        }
+    }
+
+    /// Which slots this processor sees: those of SMM, or the others.
+    pub(crate) fn set_smm(&self, smm: bool) {
+        let space = if smm && self.size == 0 { SMM_SPACE } else { 0 };
+        self.space.set(space);
+    }
+
+    /// What the slots and the engine call an address: no two spaces share one.
+    #[inline]
+    pub(crate) fn name(&self, address: u64) -> u64 {
+        if address < SMM_SPACE {
+            address + self.space.get()
+        } else {
+            u64::MAX
         }
     }
 
@@ -159,7 +182,7 @@ impl Ram {
     ) -> Result<(), NotRam> {
         let slots = self.shared.slots.borrow();
         slots
-            .access(address.0, length, write, part)
+            .access(self.name(address.0), length, write, part)
             .map_err(|reach| {
                 if reach == Reach::Absent {
                     self.note_absent(address.0);
@@ -217,7 +240,7 @@ impl GuestMemory for Ram {
         self.shared
             .written
             .borrow_mut()
-            .push((address.0, bytes.len() as u64));
+            .push((self.name(address.0), bytes.len() as u64));
         Ok(())
     }
 

@@ -3,22 +3,43 @@
 
 use crate::engine::Engine;
 use crate::processor::Processor;
-use crate::ram::{Ram, Slot};
+use crate::ram::{Ram, SMM_SPACE, Slot};
 use crate::schedule::{GuestClock, Turn};
 use crate::vm::{SoftVm, capabilities, hide_features};
 use crate::{model, reset, state};
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
 use nvmx_core::apic::Apic;
 use nvmx_core::cpu::{Activity, Cpu};
+use nvmx_core::paging::{Access, AccessKind};
 use nvmx_core::vcpu::{BackendError, Result};
 use std::sync::Arc;
 
 /// The most vCPUs of a machine that is built piece by piece: what xAPIC ids tell apart.
 pub const MOST_VCPUS: usize = 255;
 
+/// An address space (KVM's `as_id`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Space {
+    /// Of processors that are not in SMM.
+    Normal,
+    /// Of those in SMM, who see no other.
+    Smm,
+}
+
+impl Space {
+    const fn name(self, start: L1Phys) -> u64 {
+        match self {
+            Self::Normal => start.0,
+            Self::Smm => start.0.saturating_add(SMM_SPACE),
+        }
+    }
+}
+
 /// Guest-physical memory at a host address of the caller's (`struct kvm_userspace_memory_region`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemorySlot {
+    /// Which processors see it.
+    pub space: Space,
     /// Where the guest sees it, page-aligned.
     pub start: L1Phys,
     /// Bytes: whole pages.
@@ -101,6 +122,7 @@ impl SoftVm {
     /// has used must stay until the slot is removed.
     pub unsafe fn add_memory(&mut self, slot: &MemorySlot) -> Result<()> {
         let MemorySlot {
+            space,
             start: L1Phys(start),
             length,
             host,
@@ -110,9 +132,13 @@ impl SoftVm {
         let aligned = [start, length, host as usize as u64]
             .iter()
             .all(|value| value.is_multiple_of(PAGE_SIZE));
-        if !aligned || length == 0 || host.is_null() {
+        if !aligned || length == 0 {
             return Err(refused("not made of whole pages"));
         }
+        if start.checked_add(length).is_none_or(|end| end > SMM_SPACE) {
+            return Err(refused("beyond every processor's address width"));
+        }
+        let start = space.name(slot.start);
         // SAFETY: by contract; the processors touch a page only after `Ram` found it there.
         unsafe {
             let env = self.engine.env_mut();
@@ -129,23 +155,41 @@ impl SoftVm {
 
     /// Removes the slot that starts at this address; answers whether there was one. What is there then is
     /// a device's.
-    pub fn remove_memory(&mut self, start: L1Phys) -> bool {
+    pub fn remove_memory(&mut self, space: Space, start: L1Phys) -> bool {
         self.settled = false;
-        self.ram.remove(start.0).is_some() && self.engine.env_mut().remove_ram(start.0)
+        let start = space.name(start);
+        self.ram.remove(start).is_some() && self.engine.env_mut().remove_ram(start)
     }
 
     /// Pages of a slot that were written since they were last cleared, one bit each.
     #[must_use]
-    pub fn dirty_log(&self, start: L1Phys) -> Option<&[u64]> {
-        self.engine.env().dirty_words(start.0)
+    pub fn dirty_log(&self, space: Space, start: L1Phys) -> Option<&[u64]> {
+        self.engine.env().dirty_words(space.name(start))
     }
 
     /// Clears the marks of pages of a slot whose bit is set in `bits`; the first bit is that of
     /// `first_page`, a multiple of 64.
-    pub fn clear_dirty_log(&mut self, start: L1Phys, first_page: u64, bits: &[u64]) {
+    pub fn clear_dirty_log(&mut self, space: Space, start: L1Phys, first_page: u64, bits: &[u64]) {
         self.engine
             .env_mut()
-            .clear_dirty_pages(start.0, first_page, bits);
+            .clear_dirty_pages(space.name(start), first_page, bits);
+    }
+
+    /// Marks all pages of a slot, or none.
+    pub fn fill_dirty_log(&mut self, space: Space, start: L1Phys, dirty: bool) {
+        let start = space.name(start);
+        self.engine.env_mut().fill_dirty(start, dirty);
+    }
+
+    /// The L1-physical address of a linear one at the level that runs, by a supervisor's walk
+    /// (KVM_TRANSLATE).
+    pub fn translate(&mut self, index: usize, linear: u64) -> Option<L1Phys> {
+        let access = Access::explicit(AccessKind::Read, 0);
+        self.switch_to(index);
+        let mapping = self.processors[index].translate(linear, access);
+        self.ram.take_absent();
+        self.put();
+        mapping.ok().map(|mapping| mapping.physical)
     }
 
     /// Others may have written the slots' memory: no code runs that was translated from what was there

@@ -358,6 +358,7 @@ fn write_events(processor: &mut Processor, events: &VcpuEvents) {
         events.interrupt_shadow & SHADOW_STI != 0,
     );
     cpu.smm = events.smm;
+    processor.ram.set_smm(events.smm);
     cpu.smi_pending = events.smi_pending;
     cpu.smm_inside_nmi = events.smm_inside_nmi;
     cpu.triple_fault_pending = events.triple_fault_pending;

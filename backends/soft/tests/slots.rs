@@ -4,7 +4,7 @@
 use nvmx_core::addr::L1Phys;
 use nvmx_core::vcpu::{BackendError, Budget, Exit, Parts, Vcpu, Vm};
 use nvmx_core::x86::{CpuState, Gpr, Regs};
-use nvmx_soft::{MemorySlot, SoftVm};
+use nvmx_soft::{MemorySlot, SoftVm, Space};
 
 const PAGE: usize = 0x1000;
 /// Two pages of code, where the tests start.
@@ -65,6 +65,7 @@ impl Drop for Host {
 
 fn slot(start: u64, host: &Host, read_only: bool) -> MemorySlot {
     MemorySlot {
+        space: Space::Normal,
         start: L1Phys(start),
         length: host.1 as u64,
         host: host.0,
@@ -203,8 +204,8 @@ fn a_slot_that_moves_takes_its_code_along() {
     let overlap = unsafe { vm.add_memory(&slot(CODE + 0x1000, &second, false)) };
     assert!(overlap.is_err());
     for (host, value) in [(&second, 2), (&first, 1), (&second, 2)] {
-        assert!(vm.remove_memory(L1Phys(CODE)));
-        assert!(!vm.remove_memory(L1Phys(CODE)));
+        assert!(vm.remove_memory(Space::Normal, L1Phys(CODE)));
+        assert!(!vm.remove_memory(Space::Normal, L1Phys(CODE)));
         add(&mut vm, CODE, host, false);
         begin(&mut vm, 0);
         stops(&mut vm);
@@ -219,19 +220,23 @@ fn the_dirty_log_is_each_slots_own() {
     let data = Host::new(70);
     add(&mut vm, DATA, &data, false);
     stops(&mut vm);
-    assert_eq!(vm.dirty_log(L1Phys(DATA)), Some(&[1, 0][..]));
-    assert_eq!(vm.dirty_log(L1Phys(CODE)), Some(&[0][..]));
-    assert_eq!(vm.dirty_log(L1Phys(ROM)), None);
-    vm.clear_dirty_log(L1Phys(DATA), 64, &[1]);
-    assert_eq!(vm.dirty_log(L1Phys(DATA)), Some(&[1, 0][..]));
-    vm.clear_dirty_log(L1Phys(DATA), 0, &[1]);
-    assert_eq!(vm.dirty_log(L1Phys(DATA)), Some(&[0, 0][..]));
+    assert_eq!(vm.dirty_log(Space::Normal, L1Phys(DATA)), Some(&[1, 0][..]));
+    assert_eq!(vm.dirty_log(Space::Normal, L1Phys(CODE)), Some(&[0][..]));
+    assert_eq!(vm.dirty_log(Space::Normal, L1Phys(ROM)), None);
+    vm.clear_dirty_log(Space::Normal, L1Phys(DATA), 64, &[1]);
+    assert_eq!(vm.dirty_log(Space::Normal, L1Phys(DATA)), Some(&[1, 0][..]));
+    vm.clear_dirty_log(Space::Normal, L1Phys(DATA), 0, &[1]);
+    assert_eq!(vm.dirty_log(Space::Normal, L1Phys(DATA)), Some(&[0, 0][..]));
     stops(&mut vm);
-    assert_eq!(vm.dirty_log(L1Phys(DATA)), Some(&[2, 0][..]));
+    assert_eq!(vm.dirty_log(Space::Normal, L1Phys(DATA)), Some(&[2, 0][..]));
+    vm.fill_dirty_log(Space::Normal, L1Phys(DATA), true);
+    let all = [u64::MAX, 0x3f];
+    assert_eq!(vm.dirty_log(Space::Normal, L1Phys(DATA)), Some(&all[..]));
+    vm.fill_dirty_log(Space::Normal, L1Phys(DATA), false);
     // The same page again.
     begin(&mut vm, 0);
     stops(&mut vm);
-    assert_eq!(vm.dirty_log(L1Phys(DATA)), Some(&[3, 0][..]));
+    assert_eq!(vm.dirty_log(Space::Normal, L1Phys(DATA)), Some(&[1, 0][..]));
 }
 
 /// Code that the caller writes after it ran, wherever in its block: in the first page, in the second of a
@@ -359,4 +364,36 @@ fn vcpus_come_one_by_one() {
     );
     vm.vcpu(0);
     assert_eq!(al(&mut vm), 7);
+}
+
+/// Processors in SMM see other slots, at the same addresses.
+#[test]
+fn smm_has_an_address_space_of_its_own() {
+    // JMP to itself.
+    let (mut vm, _host) = machine(&[0xeb, 0xfe]);
+    let ram = Host::new(16);
+    let smram = MemorySlot {
+        space: Space::Smm,
+        ..slot(0x3_0000, &ram, false)
+    };
+    // OUT; RSM.
+    ram.write(0x8000, &[STOP[0], STOP[1], 0x0f, 0xaa]);
+    // SAFETY: the mapping stays.
+    unsafe { vm.add_memory(&smram) }.expect("a slot");
+    let over = Host::new(1);
+    add(&mut vm, 0x3_8000, &over, false);
+    for _ in 0..2 {
+        assert_eq!(run(&mut vm), Exit::Budget);
+        vm.inject_smi().expect("taken");
+        stops(&mut vm);
+    }
+    assert_eq!(run(&mut vm), Exit::Budget);
+    // The revision of the state save map.
+    assert_eq!(ram.byte(0xfefe), 2);
+    assert_eq!(
+        vm.dirty_log(Space::Smm, L1Phys(0x3_0000)),
+        Some(&[0x8000][..])
+    );
+    assert_eq!(vm.dirty_log(Space::Normal, L1Phys(0x3_0000)), None);
+    assert!(vm.remove_memory(Space::Smm, L1Phys(0x3_0000)));
 }

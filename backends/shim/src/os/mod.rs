@@ -1,11 +1,13 @@
 //! The room of what only the system can do: memory of the caller, shared pages, signals. All `unsafe`
 //! of the crate is here.
 
+mod memory;
 mod pages;
 mod plain;
 mod sent;
 mod user;
 
+pub(crate) use memory::add_memory;
 pub use pages::{RunPages, SIZE as PAGES_SIZE};
 pub(crate) use pages::{descriptor, text};
 pub use plain::Plain;

@@ -14,7 +14,7 @@ rows! { Vcpu;
     KVM_SET_REGS iow::<kvm_regs>(0x82), "", Absent(Errno::EINVAL, TO_COME);
     KVM_GET_SREGS ior::<kvm_sregs>(0x83), "", Absent(Errno::EINVAL, TO_COME);
     KVM_SET_SREGS iow::<kvm_sregs>(0x84), "", Absent(Errno::EINVAL, TO_COME);
-    KVM_TRANSLATE iowr::<kvm_translation>(0x85), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_TRANSLATE iowr::<kvm_translation>(0x85), "", Vcpu(crate::vm::memory::translate);
     KVM_INTERRUPT iow::<kvm_interrupt>(0x86), "", Absent(Errno::EINVAL, TO_COME);
     KVM_GET_MSRS iowr::<kvm_msrs>(0x88), "", Absent(Errno::EINVAL, TO_COME);
     KVM_SET_MSRS iow::<kvm_msrs>(0x89), "", Absent(Errno::EINVAL, TO_COME);

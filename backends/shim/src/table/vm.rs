@@ -2,7 +2,7 @@
 
 use super::{io, ior, iow, iowr, rows};
 use crate::errno::Errno;
-use crate::vm::create;
+use crate::vm::{create, memory};
 use kvm_bindings::*;
 
 /// What is still to be written: answered as an unknown number is.
@@ -14,13 +14,13 @@ const NO_XEN: &str = "no Xen interface";
 rows! { Vm;
     KVM_CHECK_EXTENSION io(0x03), "KVM_CAP_CHECK_EXTENSION_VM", VmObject(create::check_extension);
     KVM_CREATE_VCPU io(0x41), "", VmObject(create::create_vcpu);
-    KVM_GET_DIRTY_LOG iow::<kvm_dirty_log>(0x42), "", Absent(Errno::ENOTTY, TO_COME);
-    KVM_SET_NR_MMU_PAGES io(0x44), "KVM_CAP_MMU_SHADOW_CACHE_CONTROL", Absent(Errno::ENOTTY, TO_COME);
-    KVM_GET_NR_MMU_PAGES io(0x45), "KVM_CAP_MMU_SHADOW_CACHE_CONTROL", Absent(Errno::ENOTTY, TO_COME);
-    KVM_SET_USER_MEMORY_REGION iow::<kvm_userspace_memory_region>(0x46), "KVM_CAP_USER_MEMORY", Absent(Errno::ENOTTY, TO_COME);
-    KVM_SET_TSS_ADDR io(0x47), "KVM_CAP_SET_TSS_ADDR", Absent(Errno::ENOTTY, TO_COME);
-    KVM_SET_IDENTITY_MAP_ADDR iow::<u64>(0x48), "KVM_CAP_SET_IDENTITY_MAP_ADDR", Absent(Errno::ENOTTY, TO_COME);
-    KVM_SET_USER_MEMORY_REGION2 iow::<kvm_userspace_memory_region2>(0x49), "KVM_CAP_USER_MEMORY2", Absent(Errno::ENOTTY, TO_COME);
+    KVM_GET_DIRTY_LOG iow::<kvm_dirty_log>(0x42), "", Vm(memory::get_dirty_log);
+    KVM_SET_NR_MMU_PAGES io(0x44), "KVM_CAP_MMU_SHADOW_CACHE_CONTROL", Vm(memory::set_nr_mmu_pages);
+    KVM_GET_NR_MMU_PAGES io(0x45), "KVM_CAP_MMU_SHADOW_CACHE_CONTROL", Absent(Errno::ENOTTY, "Linux has it no more");
+    KVM_SET_USER_MEMORY_REGION iow::<kvm_userspace_memory_region>(0x46), "KVM_CAP_USER_MEMORY", Vm(memory::set_user_memory_region);
+    KVM_SET_TSS_ADDR io(0x47), "KVM_CAP_SET_TSS_ADDR", Vm(memory::set_tss_addr);
+    KVM_SET_IDENTITY_MAP_ADDR iow::<u64>(0x48), "KVM_CAP_SET_IDENTITY_MAP_ADDR", Vm(memory::set_identity_map_addr);
+    KVM_SET_USER_MEMORY_REGION2 iow::<kvm_userspace_memory_region2>(0x49), "KVM_CAP_USER_MEMORY2", Vm(memory::set_user_memory_region2);
     KVM_CREATE_IRQCHIP io(0x60), "KVM_CAP_IRQCHIP", Absent(Errno::ENOTTY, TO_COME);
     KVM_IRQ_LINE iow::<kvm_irq_level>(0x61), "KVM_CAP_IRQCHIP", Absent(Errno::ENOTTY, TO_COME);
     KVM_GET_IRQCHIP iowr::<kvm_irqchip>(0x62), "KVM_CAP_IRQCHIP", Absent(Errno::ENOTTY, TO_COME);
@@ -51,7 +51,7 @@ rows! { Vm;
     KVM_MEMORY_ENCRYPT_REG_REGION ior::<kvm_enc_region>(0xbb), "", Absent(Errno::ENOTTY, NO_ENCRYPTION);
     KVM_MEMORY_ENCRYPT_UNREG_REGION ior::<kvm_enc_region>(0xbc), "", Absent(Errno::ENOTTY, NO_ENCRYPTION);
     KVM_HYPERV_EVENTFD iow::<kvm_hyperv_eventfd>(0xbd), "KVM_CAP_HYPERV_EVENTFD", Absent(Errno::ENOTTY, "no Hyper-V interface");
-    KVM_CLEAR_DIRTY_LOG iowr::<kvm_clear_dirty_log>(0xc0), "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2", Absent(Errno::ENOTTY, TO_COME);
+    KVM_CLEAR_DIRTY_LOG iowr::<kvm_clear_dirty_log>(0xc0), "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2", Vm(memory::clear_dirty_log);
     KVM_X86_SET_MSR_FILTER iow::<kvm_msr_filter>(0xc6), "KVM_CAP_X86_MSR_FILTER", Absent(Errno::ENOTTY, TO_COME);
     KVM_RESET_DIRTY_RINGS io(0xc7), "KVM_CAP_DIRTY_LOG_RING", Absent(Errno::EINVAL, "the dirty log is a bitmap");
     KVM_XEN_HVM_GET_ATTR iowr::<kvm_xen_hvm_attr>(0xc8), "KVM_CAP_XEN_HVM", Absent(Errno::ENOTTY, NO_XEN);

@@ -29,13 +29,15 @@ pub fn create_vcpu(shim: &Shim, vm: &Arc<Vm>, _: User, argument: u64) -> Answer 
     }
     let mut state = vm.lock();
     let index = state.vcpus.len();
-    if index >= MAX_VCPUS as usize || index >= state.vcpu_room() {
+    if index >= MAX_VCPUS as usize {
         return Err(Errno::EINVAL);
     }
     if state.vcpus.iter().any(|vcpu| vcpu.id == id) {
         return Err(Errno::EEXIST);
     }
+    let apic_id = u8::try_from(id).map_err(|_| Errno::EINVAL)?;
     let (pages, fd) = RunPages::new()?;
+    state.soft.0.add_vcpu(apic_id).map_err(|_| Errno::EINVAL)?;
     state.vcpus.push(VcpuState::new(id));
     drop(state);
     let vcpu = Vcpu::new(Arc::clone(vm), index, pages);

@@ -2,12 +2,13 @@
 
 pub mod create;
 mod lock;
+pub mod memory;
 
 use crate::errno::Errno;
 use crate::settings::Settings;
 use crate::vcpu::{Vcpu, VcpuContext, VcpuState};
 use lock::{FairLock, Guard};
-use nvmx_core::vcpu::VmConfig;
+use memory::Memory;
 use nvmx_soft::SoftVm;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -31,6 +32,10 @@ pub struct VmState {
     pub soft: crate::os::Sent<SoftVm>,
     /// By the vCPU's index in the model.
     pub vcpus: Vec<VcpuState>,
+    /// Memory slots.
+    pub memory: Memory,
+    /// Bits of a guest-physical address, at the most.
+    pub physical_address_width: u8,
 }
 
 /// A VM that is locked, for a handler.
@@ -45,14 +50,14 @@ pub struct Locked<'a>(Guard<'a, VmState>);
 impl Vm {
     /// A VM without memory and without vCPUs.
     pub fn new(settings: &Settings) -> Result<Self, Errno> {
-        let _ = settings.profile;
-        // Memory and vCPUs come later.
-        let soft = SoftVm::new(&VmConfig::default()).map_err(|_| Errno::ENOMEM)?;
+        let soft = SoftVm::empty().map_err(|_| Errno::ENOMEM)?;
         Ok(Self {
             owner: std::process::id(),
             state: FairLock::new(VmState {
                 soft: crate::os::Sent(soft),
                 vcpus: Vec::new(),
+                memory: Memory::default(),
+                physical_address_width: settings.profile.model().physical_address_width,
             }),
         })
     }
@@ -106,13 +111,5 @@ impl fmt::Debug for Vm {
         f.debug_struct("Vm")
             .field("owner", &self.owner)
             .finish_non_exhaustive()
-    }
-}
-
-impl VmState {
-    /// vCPUs that the model has room for.
-    #[must_use]
-    pub fn vcpu_room(&self) -> usize {
-        nvmx_core::vcpu::Vm::vcpu_count(&self.soft.0)
     }
 }

@@ -205,7 +205,7 @@ impl StopHandle {
 }
 
 /// Guest-physical address of the page with the permission map that RDMSR and WRMSR intercepts read.
-const SCRATCH: u64 = 0xff_ffff_0000;
+const SCRATCH: u64 = 1 << 51;
 /// Offset of `msrpm_base_pa` in the VMCB.
 const MSRPM_BASE: usize = 0x48;
 const SCRATCH_SIZE: usize = 0x4000;

@@ -152,6 +152,20 @@ impl Env {
         }
     }
 
+    /// Marks all pages of the RAM that was added at this address, or none.
+    pub fn fill_dirty(&mut self, start: u64, dirty: bool) {
+        if let Some(at) = self.ram.position(start) {
+            let region = &mut self.ram.regions[at];
+            region.dirty.clear();
+            if dirty {
+                for page in 0..(region.length / PAGE_SIZE) as usize {
+                    region.dirty.set(page);
+                }
+            }
+            self.flush_tlb();
+        }
+    }
+
     /// Others may have written any RAM that was added: no code runs that was translated from other bytes.
     pub fn doubt_code(&mut self) {
         self.code_doubts += 1;

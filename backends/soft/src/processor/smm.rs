@@ -28,6 +28,7 @@ impl Processor {
                     .to_owned(),
             });
         }
+        self.ram.set_smm(true);
         match smm::enter(&mut self.cpu, &self.ram) {
             Some(left) => self.left(&left),
             None => {
@@ -50,6 +51,7 @@ impl Processor {
             self.cpu.vmx.guest_mode = false;
             self.cpu.triple_fault_pending = true;
         }
+        self.ram.set_smm(self.cpu.smm);
         self.pdptes_stale = true;
         self.level_changed();
         if let Some(what) = self.unsupported {
