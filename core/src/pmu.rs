@@ -6,6 +6,7 @@
 //! date when somebody looks, or changes what counts.
 
 use crate::cpu::{Cpu, Model};
+use crate::msr::MsrFault;
 use crate::x86::cpuid;
 
 /// General-purpose counters that there can be.
@@ -30,7 +31,9 @@ const RDPMC_FIXED: u32 = 1 << 30;
 /// Bits 62 and 63 of IA32_PERF_GLOBAL_OVF_CTRL, which clear conditions that never come.
 const CLEAR_OTHERS: u64 = 0b11 << 62;
 /// A field of IA32_FIXED_CTR_CTRL: enabled at CPL 0, at CPL above 0, interrupt.
-const FIXED_ENABLE: u64 = 0b11;
+const FIXED_SYSTEM: u64 = 0b01;
+const FIXED_USER: u64 = 0b10;
+const FIXED_ENABLE: u64 = FIXED_SYSTEM | FIXED_USER;
 const FIXED_INTERRUPT: u64 = 0b1000;
 
 bitflags::bitflags! {
@@ -45,15 +48,6 @@ bitflags::bitflags! {
         const ENABLE = 1 << 22;
         const INVERT = 1 << 23;
     }
-}
-
-/// Why an access failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
-    /// #GP(0).
-    GeneralProtection,
-    /// Counting at one privilege level alone.
-    ByPrivilege,
 }
 
 /// What CPUID tells of the counters.
@@ -168,8 +162,30 @@ pub struct Pmu {
     status: u64,
     /// Counters are up to date for this count of instructions.
     since: u64,
-    /// The count of instructions at which a counter overflows that interrupts; `u64::MAX` if none does.
+    /// Whether the processor was above CPL 0 then.
+    user: bool,
+    /// The count of instructions at which a counter overflows that interrupts, or at which somebody must
+    /// look; `u64::MAX` if there is none.
     alarm: u64,
+}
+
+/// A counter that counts.
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    /// Its bit in the global registers.
+    bit: u32,
+    /// Its overflow interrupts.
+    interrupts: bool,
+    /// It counts at CPL 0.
+    system: bool,
+    /// It counts at CPL above 0.
+    user: bool,
+}
+
+impl Running {
+    const fn counts_at(self, user: bool) -> bool {
+        if user { self.user } else { self.system }
+    }
 }
 
 impl Default for Pmu {
@@ -181,6 +197,7 @@ impl Default for Pmu {
             fixed_control: 0,
             status: 0,
             since: 0,
+            user: false,
             alarm: u64::MAX,
         }
     }
@@ -202,24 +219,32 @@ fn counts(select: u64) -> bool {
 }
 
 impl Pmu {
-    /// Each counter that counts: its bit in the global registers, and whether its overflow interrupts.
-    fn running(&self, global: u64) -> impl Iterator<Item = (u32, bool)> + '_ {
-        let general = (0u32..).zip(&self.select).map(|(index, select)| {
-            let flags = Select::from_bits_retain(*select);
-            (index, counts(*select), flags.contains(Select::INTERRUPT))
-        });
+    /// Each counter that counts at any level.
+    fn running(&self, global: u64) -> impl Iterator<Item = Running> + '_ {
+        let general = (0u32..)
+            .zip(&self.select)
+            .filter(|(_, select)| counts(**select))
+            .map(|(index, select)| {
+                let flags = Select::from_bits_retain(*select);
+                Running {
+                    bit: index,
+                    interrupts: flags.contains(Select::INTERRUPT),
+                    system: flags.contains(Select::SYSTEM),
+                    user: flags.contains(Select::USER),
+                }
+            });
         let fixed = (0..MOST_FIXED as u32).map(|index| {
             let field = self.fixed_control >> (4 * index);
-            (
-                FIXED_BIT + index,
-                field & FIXED_ENABLE != 0,
-                field & FIXED_INTERRUPT != 0,
-            )
+            Running {
+                bit: FIXED_BIT + index,
+                interrupts: field & FIXED_INTERRUPT != 0,
+                system: field & FIXED_SYSTEM != 0,
+                user: field & FIXED_USER != 0,
+            }
         });
-        general
-            .chain(fixed)
-            .filter(move |(bit, counts, _)| *counts && global >> bit & 1 != 0)
-            .map(|(bit, _, interrupts)| (bit, interrupts))
+        general.chain(fixed).filter(move |running| {
+            (running.system || running.user) && global >> running.bit & 1 != 0
+        })
     }
 
     fn counter(&mut self, bit: u32) -> Option<&mut u64> {
@@ -230,42 +255,55 @@ impl Pmu {
         }
     }
 
-    /// Brings the counters up to date; whether one overflowed that interrupts.
-    fn advance(&mut self, global: u64, executed: u64) -> bool {
+    /// Brings the counters up to date; whether one overflowed that interrupts. `user` is the level of what
+    /// comes next: a counter of one level alone has somebody look between any two instructions.
+    fn advance(&mut self, global: u64, executed: u64, user: bool) -> bool {
         let passed = executed.wrapping_sub(self.since);
+        let was_user = std::mem::replace(&mut self.user, user);
         self.since = executed;
         if passed == 0 || global == 0 {
             return false;
         }
         let before = *self;
         let mut interrupts = false;
-        for (bit, interrupt) in before.running(global) {
-            let Some(counter) = self.counter(bit) else {
+        for running in before.running(global) {
+            let Some(counter) = self.counter(running.bit) else {
                 continue;
             };
+            if !running.counts_at(was_user) {
+                continue;
+            }
             let sum = counter.wrapping_add(passed);
             *counter = sum & MASK;
             if sum > MASK {
-                self.status |= 1 << bit;
-                interrupts |= interrupt;
+                self.status |= 1 << running.bit;
+                interrupts |= running.interrupts;
             }
         }
         interrupts
     }
 
-    /// Finds the next overflow that interrupts.
+    /// Finds the next overflow that interrupts, and whether one must look at each instruction.
     fn set_alarm(&mut self, global: u64) {
         let now = *self;
         let value = |bit: u32| now.clone().counter(bit).map_or(0, |counter| *counter);
         self.alarm = now
             .running(global)
-            .filter(|(_, interrupts)| *interrupts)
-            .map(|(bit, _)| now.since.saturating_add(MASK + 1 - value(bit)))
+            .filter_map(|running| {
+                if running.system != running.user {
+                    // The next instruction may change the level.
+                    Some(now.since)
+                } else if running.interrupts {
+                    Some(now.since.saturating_add(MASK + 1 - value(running.bit)))
+                } else {
+                    None
+                }
+            })
             .min()
             .unwrap_or(u64::MAX);
     }
 
-    /// The count of instructions at which a counter overflows that interrupts.
+    /// The count of instructions at which a counter overflows that interrupts, or somebody must look.
     #[inline]
     #[must_use]
     pub const fn alarm(&self) -> u64 {
@@ -287,8 +325,9 @@ impl Cpu {
         if value == self.msrs.perf_global_ctrl {
             return;
         }
+        let user = self.cpl() != 0;
         self.pmu
-            .advance(self.msrs.perf_global_ctrl, self.tsc.executed());
+            .advance(self.msrs.perf_global_ctrl, self.tsc.executed(), user);
         self.msrs.perf_global_ctrl = value;
         self.pmu.set_alarm(value);
     }
@@ -300,7 +339,8 @@ impl Cpu {
             return false;
         }
         let global = self.msrs.perf_global_ctrl;
-        let interrupts = self.pmu.advance(global, executed);
+        let user = self.cpl() != 0;
+        let interrupts = self.pmu.advance(global, executed, user);
         self.pmu.set_alarm(global);
         interrupts
     }
@@ -309,7 +349,8 @@ impl Cpu {
 /// The counters as they are now.
 fn now(cpu: &Cpu) -> Pmu {
     let mut pmu = cpu.pmu;
-    pmu.advance(cpu.msrs.perf_global_ctrl, cpu.tsc.executed());
+    let user = cpu.cpl() != 0;
+    pmu.advance(cpu.msrs.perf_global_ctrl, cpu.tsc.executed(), user);
     pmu
 }
 
@@ -328,15 +369,16 @@ pub(crate) fn read(cpu: &Cpu, number: u32) -> Option<u64> {
 }
 
 /// WRMSR of one of the registers here; `None` as for [`read`].
-pub(crate) fn write(cpu: &mut Cpu, number: u32, value: u64) -> Option<Result<(), Refused>> {
+pub(crate) fn write(cpu: &mut Cpu, number: u32, value: u64) -> Option<Result<(), MsrFault>> {
     let register = Register::of(&cpu.model, number)?;
     let all = counters(&cpu.model)?;
-    if let Err(refused) = check(register, value, all) {
-        return Some(Err(refused));
+    if let Err(fault) = check(register, value, all) {
+        return Some(Err(fault));
     }
     let global = cpu.msrs.perf_global_ctrl;
+    let user = cpu.cpl() != 0;
     let pmu = &mut cpu.pmu;
-    pmu.advance(global, cpu.tsc.executed());
+    pmu.advance(global, cpu.tsc.executed(), user);
     match register {
         Register::General { index, whole: true } => pmu.general[index] = value,
         // 32 bits, sign-extended to the counter's width.
@@ -363,39 +405,29 @@ pub fn restore(cpu: &mut Cpu, number: u32, value: u64) {
         }
     }
     cpu.pmu.since = cpu.tsc.executed();
+    cpu.pmu.user = cpu.cpl() != 0;
     let global = cpu.msrs.perf_global_ctrl;
     cpu.pmu.set_alarm(global);
 }
 
-fn check(register: Register, value: u64, all: u64) -> Result<(), Refused> {
-    let require = |holds: bool| holds.then_some(()).ok_or(Refused::GeneralProtection);
+fn check(register: Register, value: u64, all: u64) -> Result<(), MsrFault> {
+    let require = |holds: bool| holds.then_some(()).ok_or(MsrFault::GeneralProtection);
     match register {
         Register::General { whole: true, .. } => require(value & !MASK == 0),
         Register::General { .. } | Register::Fixed(_) => Ok(()),
         Register::Select(_) => {
             // AnyThread came with version 3.
             const RESERVED: u64 = !0xffff_ffff | 1 << 21;
-            require(value & RESERVED == 0)?;
-            let levels = Select::from_bits_retain(value) & (Select::USER | Select::SYSTEM);
-            let one_level = levels == Select::USER || levels == Select::SYSTEM;
-            if one_level && counts(value) {
-                return Err(Refused::ByPrivilege);
-            }
-            Ok(())
+            require(value & RESERVED == 0)
         }
         Register::FixedControl => {
             let fields = (0..MOST_FIXED as u32)
                 .filter(|index| all >> (FIXED_BIT + index) & 1 != 0)
                 .map(|index| (FIXED_ENABLE | FIXED_INTERRUPT) << (4 * index))
                 .fold(0, |all, field| all | field);
-            require(value & !fields == 0)?;
-            let levels = |index: u32| value >> (4 * index) & FIXED_ENABLE;
-            if (0..MOST_FIXED as u32).any(|index| matches!(levels(index), 1 | 2)) {
-                return Err(Refused::ByPrivilege);
-            }
-            Ok(())
+            require(value & !fields == 0)
         }
-        Register::Status => Err(Refused::GeneralProtection),
+        Register::Status => Err(MsrFault::GeneralProtection),
         Register::OverflowControl => require(value & !(all | CLEAR_OTHERS) == 0),
     }
 }

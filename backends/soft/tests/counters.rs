@@ -4,9 +4,10 @@
 
 mod common;
 
+use common::bare::put;
 use common::nest::*;
+use common::user::{make_user, user_gate};
 use nvmx_core::cpu::Personality;
-use nvmx_core::vcpu::Exit;
 use nvmx_core::vmx::Field;
 use nvmx_core::vmx::controls::{EntryControls, ExitControls, Primary};
 use nvmx_core::x86::{CpuState, Gpr};
@@ -218,24 +219,30 @@ fn rdpmc_and_privilege() {
 }
 
 #[test]
-fn one_level_alone_ends_in_words() {
-    let mut nest = nest(&[&[0x0f, 0x30][..], &VMCALL].concat());
-    nest.on(
-        Field::CPU_BASED_VM_EXEC_CONTROL,
-        Primary::USE_MSR_BITMAPS.bits(),
-    );
-    nest.set(Field::MSR_BITMAP, PAGE);
-    let mut regs = nest.regs();
-    regs.set(Gpr::Rcx, u64::from(FIXED_CTRL));
-    regs.set(Gpr::Rax, 1);
-    regs.set(Gpr::Rdx, 0);
-    nest.set_state(CpuState {
-        regs: Some(regs),
-        ..CpuState::default()
-    });
-    let exit = nest.enter_for(10);
-    assert!(
-        matches!(&exit, Exit::Unsupported { what } if what.contains("privilege")),
-        "{exit:?}"
-    );
+fn one_level_alone_counts_what_it_executes() {
+    for (control, expected) in [
+        // Three NOPs and INT; two NOPs.
+        (2, 6),
+        // The handler, and the VM entry, which began at CPL 0.
+        (1, 6),
+        (3, 12),
+    ] {
+        let code = [nops(3), vec![0xcd, 0x21], nops(2), VMCALL.to_vec()].concat();
+        let mut nest = make_user(nest(&code), &[], true);
+        let handler = user_gate(&mut nest);
+        put(&mut nest.vm, handler, &[nops(4), vec![0x48, 0xcf]].concat());
+        nest.on(
+            Field::VM_ENTRY_CONTROLS,
+            EntryControls::LOAD_PERF_GLOBAL_CTRL.bits(),
+        );
+        nest.on(
+            Field::VM_EXIT_CONTROLS,
+            ExitControls::LOAD_PERF_GLOBAL_CTRL.bits(),
+        );
+        nest.set(Field::GUEST_IA32_PERF_GLOBAL_CTRL, 1 << 32);
+        nest.set(Field::HOST_IA32_PERF_GLOBAL_CTRL, 0);
+        set_msrs(&mut nest, &[(FIXED_CTRL, control), (GLOBAL_CTRL, 0)]);
+        assert_eq!(nest.enter(), Entry::Exit(VMCALL_EXIT));
+        assert_eq!(msr(&mut nest, INSTRUCTIONS), expected, "{control}");
+    }
 }

@@ -3,57 +3,15 @@
 
 mod common;
 
-use common::bare::{GDT, PAGING, put};
+use common::bare::put;
 use common::nest::*;
+use common::user::{user, user_gate};
 use nvmx_core::vmx::Field;
 use nvmx_core::vmx::controls::EntryControls;
 
 const EXCEPTION: u32 = 0;
 const VMCALL_EXIT: u32 = 18;
 const SMAP: u64 = 1 << 21;
-/// Page tables of L2's that tell the user's pages from the supervisor's.
-const TABLE: u64 = 0x6_8000;
-
-/// L2 at CPL 3; the page of its stack belongs to the user or not.
-fn user(code: &[u8], stack: &[u64], user_stack: bool) -> Nest {
-    let mut nest = Nest::new(&[code, &VMCALL].concat());
-    for page in 0..512_u64 {
-        let user = page == L2 >> 12 || page == L2_STACK >> 12 && user_stack;
-        let rights = if user { 7 } else { 3 };
-        let entry = page << 12 | rights;
-        put(&mut nest.vm, TABLE + 8 * page, &entry.to_le_bytes());
-    }
-    put(&mut nest.vm, PAGING + 0x2000, &(TABLE | 7).to_le_bytes());
-    // The user's code and data.
-    put(
-        &mut nest.vm,
-        GDT + 0x30,
-        &0x00af_fb00_0000_ffff_u64.to_le_bytes(),
-    );
-    put(
-        &mut nest.vm,
-        GDT + 0x38,
-        &0x00cf_f300_0000_ffff_u64.to_le_bytes(),
-    );
-    for (index, word) in stack.iter().enumerate() {
-        put(
-            &mut nest.vm,
-            L2_STACK + 8 * index as u64,
-            &word.to_le_bytes(),
-        );
-    }
-    for (field, value) in [
-        (Field::GUEST_CS_SELECTOR, 0x33),
-        (Field::GUEST_CS_AR_BYTES, 0xa0fb),
-        (Field::GUEST_SS_SELECTOR, 0x3b),
-        (Field::GUEST_SS_AR_BYTES, 0xc0f3),
-        (Field::EXCEPTION_BITMAP, 1 << 14),
-    ] {
-        nest.set(field, value);
-    }
-    nest
-}
-
 #[test]
 fn pops_are_the_users() {
     let iret: (&[u8], &[u64]) = (&[0x48, 0xcf], &[L2 + 2, 0x33, 2, L2_STACK, 0x3b]);
@@ -80,13 +38,7 @@ fn a_page_that_the_supervisor_has_touched_is_not_the_users() {
     for code in [[0x48, 0xcf], [0x48, 0xcb]] {
         // mov rax, [rsp], with interrupt 33's handler; then back to the return under test.
         let mut nest = user(&[&[0xcd, 0x21][..], &code].concat(), &[0; 5], false);
-        let gate = common::bare::IDT + 16 * 0x21;
-        let mut bytes = [0; 8];
-        nvmx_core::vcpu::Vm::read_memory(&mut nest.vm, nvmx_core::addr::L1Phys(gate), &mut bytes)
-            .expect("the gate");
-        let handler = u64::from_le_bytes(bytes);
-        put(&mut nest.vm, gate, &(handler | 3 << 45).to_le_bytes());
-        let at = handler & 0xffff | handler >> 32 & 0xffff_0000;
+        let at = user_gate(&mut nest);
         // mov rax, [L2_STACK]; iretq
         let load = [
             &[0x48, 0x8b, 0x04, 0x25][..],
@@ -106,16 +58,7 @@ fn smap_holds_behind_a_pop() {
     // iretq; int 0x21, whose handler loads from the page that IRET has read.
     let code = [0x48, 0xcf, 0xcd, 0x21];
     let mut nest = user(&code, &[L2 + 2, 0x33, 2, L2_STACK, 0x3b], true);
-    let gate = common::bare::IDT + 16 * 0x21;
-    let handler = u64::from_le_bytes({
-        let mut bytes = [0; 8];
-        nvmx_core::vcpu::Vm::read_memory(&mut nest.vm, nvmx_core::addr::L1Phys(gate), &mut bytes)
-            .expect("the gate");
-        bytes
-    });
-    // The same gate for privilege level 3.
-    put(&mut nest.vm, gate, &(handler | 3 << 45).to_le_bytes());
-    let at = handler & 0xffff | handler >> 32 & 0xffff_0000;
+    let at = user_gate(&mut nest);
     // mov rsp, [rsp + 24]; mov rax, [rsp]
     put(
         &mut nest.vm,

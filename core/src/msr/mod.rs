@@ -252,7 +252,7 @@ pub fn write(cpu: &mut Cpu, number: u32, value: u64) -> Result<MsrEffect, MsrFau
         _ => match memory_type::write(cpu, number, value) {
             Some(result) => result?,
             None => match pmu::write(cpu, number, value) {
-                Some(result) => result.map_err(refused)?,
+                Some(result) => result?,
                 None => match machine_check::write(cpu, number, value) {
                     Some(result) => result?,
                     None => constant::write(number)?,
@@ -271,15 +271,6 @@ fn store(register: &mut u64, value: u64, allowed: u64) -> Result<(), MsrFault> {
     require(value & !allowed == 0)?;
     *register = value;
     Ok(())
-}
-
-const fn refused(refused: pmu::Refused) -> MsrFault {
-    match refused {
-        pmu::Refused::GeneralProtection => GP,
-        pmu::Refused::ByPrivilege => MsrFault::Unsupported(
-            "counting at one privilege level alone, SDM Vol. 3B \"Architectural Performance Monitoring\"",
-        ),
-    }
 }
 
 /// Whether an address is canonical for the processor's linear-address width.

@@ -1,7 +1,8 @@
 //! Each register, what counts, overflow, and state that is saved.
 
 use super::*;
-use crate::msr::{self, MsrFault, MsrRead};
+use crate::msr::{self, MsrRead};
+use crate::x86::AccessRights;
 use crate::x86::cpuid::CpuidEntry;
 use std::sync::Arc;
 
@@ -40,6 +41,10 @@ fn read(cpu: &Cpu, number: u32) -> Result<u64, MsrFault> {
 
 fn run(cpu: &mut Cpu, instructions: u64) {
     cpu.tsc.ticks += instructions;
+}
+
+fn set_level(cpu: &mut Cpu, level: u32) {
+    cpu.sregs.ss.ar = AccessRights::from_bits_retain(0x93 | level << 5);
 }
 
 #[test]
@@ -128,16 +133,42 @@ fn counters_count_what_is_enabled() {
 }
 
 #[test]
-fn one_privilege_level_alone_is_not_taught() {
-    for (number, value) in [
-        (0x186, 0x41_00c0),
-        (0x186, 0x42_003c),
-        (0x38d, 0x10),
-        (0x38d, 2),
+fn one_privilege_level_alone_counts_what_it_executes() {
+    // Select or fixed control, the counter, and what it makes of 5 instructions at CPL 0 and 3 at CPL 3.
+    for (control, value, counter, expected) in [
+        (0x186, 0x43_00c0, 0xc1, 8),
+        (0x186, 0x41_00c0, 0xc1, 3),
+        (0x186, 0x42_003c, 0xc1, 5),
+        (0x38d, 0x30, 0x30a, 8),
+        (0x38d, 0x10, 0x30a, 5),
+        (0x38d, 0x20, 0x30a, 3),
     ] {
-        let result = write(&mut cpu(), number, value);
-        assert!(matches!(result, Err(MsrFault::Unsupported(text)) if text.contains("SDM")));
+        let mut cpu = cpu();
+        write(&mut cpu, control, value).unwrap();
+        write(&mut cpu, GLOBAL_CTRL, 1 | 1 << 33).unwrap();
+        let one_level = expected != 8;
+        for dpl in [0, 3] {
+            set_level(&mut cpu, dpl);
+            for _ in 0..if dpl == 0 { 5 } else { 3 } {
+                // As the boundary does before each instruction.
+                assert_eq!(cpu.pmu.alarm() <= cpu.tsc.executed(), one_level);
+                assert!(!cpu.counter_interrupt());
+                run(&mut cpu, 1);
+            }
+        }
+        assert_eq!(read(&cpu, counter), Ok(expected), "{control:#x} {value:#x}");
     }
+    // Overflow of a counter of one level, with interrupt.
+    let mut cpu = cpu();
+    write(&mut cpu, 0x38d, 0xa0).unwrap();
+    write(&mut cpu, 0x30a, MASK).unwrap();
+    write(&mut cpu, GLOBAL_CTRL, 1 << 33).unwrap();
+    run(&mut cpu, 1);
+    assert!(!cpu.counter_interrupt(), "at CPL 0");
+    set_level(&mut cpu, 3);
+    assert!(!cpu.counter_interrupt());
+    run(&mut cpu, 1);
+    assert!(cpu.counter_interrupt(), "at CPL 3");
 }
 
 #[test]

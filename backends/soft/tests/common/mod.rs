@@ -3,6 +3,7 @@
 
 pub(crate) mod bare;
 pub(crate) mod nest;
+pub(crate) mod user;
 pub(crate) mod virtual_apic;
 
 use nvmx_core::addr::{L1Phys, PAGE_SIZE};
