@@ -79,7 +79,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "backends/shim",
         &["nvmx-core", "nvmx-abi", "nvmx-machine", "nvmx-soft"],
     ),
-    ("backends/shim/preload", &["nvmx-shim"]),
+    ("backends/shim/preload", &["nvmx-core", "nvmx-shim"]),
     ("snapshots", &["nvmx-core", "nvmx-machine"]),
     ("examples", &["nvmx-core", "nvmx-machine"]),
     ("lab", &["nvmx-core", "nvmx-machine", "nvmx-remote"]),

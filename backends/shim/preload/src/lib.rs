@@ -4,6 +4,7 @@
 //! All of it is `unsafe`: C calls in, with what C has.
 
 mod descriptors;
+mod host_cpu;
 mod open;
 mod real;
 
