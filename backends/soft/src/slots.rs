@@ -69,11 +69,25 @@ impl SoftVm {
             settled: false,
             turn: Turn::default(),
             clock: GuestClock::new(model::TSC_KHZ),
+            local_apics: true,
+            bootstrap: 0,
         })
     }
 
-    /// Adds a vCPU after RESET with this APIC id: at the reset vector if the id is 0, else in
-    /// wait-for-SIPI. Its index is the number of those before. CPUID is the default processor's.
+    /// Leaves the local APICs of the vCPUs that are added from now on to user space
+    /// ([`Apic::leave_to_user_space`]). None of them waits for another to start it, and HLT is an exit.
+    pub fn leave_out_local_apics(&mut self) {
+        self.local_apics = false;
+    }
+
+    /// Says which of the vCPUs that are added from now on starts the others (KVM_SET_BOOT_CPU_ID).
+    pub fn set_bootstrap(&mut self, apic_id: u8) {
+        self.bootstrap = apic_id;
+    }
+
+    /// Adds a vCPU after RESET with this APIC id: at the reset vector if it starts the others (as the one
+    /// with id 0 does unless [`Self::set_bootstrap`] said otherwise), else in wait-for-SIPI. Its index is the
+    /// number of those before. CPUID is the default processor's.
     pub fn add_vcpu(&mut self, apic_id: u8) -> Result<usize> {
         let index = self.processors.len();
         if index >= MOST_VCPUS {
@@ -82,14 +96,19 @@ impl SoftVm {
             )));
         }
         let default = model::default_model();
-        let apic = Apic::new(apic_id, model::TSC_KHZ);
+        let bootstrap = apic_id == self.bootstrap;
+        let mut apic = Apic::new(apic_id, model::TSC_KHZ);
+        apic.set_bootstrap(bootstrap);
+        if !self.local_apics {
+            apic.leave_to_user_space();
+        }
         let mut sregs = reset::sregs();
         sregs.apic_base = apic.base();
         let cpu = Cpu {
             sregs,
             model: Arc::new(default),
             xcr0: 1,
-            activity: if apic_id == 0 {
+            activity: if bootstrap || !self.local_apics {
                 Activity::Active
             } else {
                 Activity::WaitForSipi

@@ -39,6 +39,10 @@ pub struct SoftVm {
     pub(crate) clock: GuestClock,
     /// x87 and SSE state after RESET.
     pub(crate) reset_fxsave: [u8; 512],
+    /// vCPUs that are added have a local APIC here.
+    pub(crate) local_apics: bool,
+    /// The APIC id of the vCPU that starts the others.
+    pub(crate) bootstrap: u8,
 }
 
 impl SoftVm {

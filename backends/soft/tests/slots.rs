@@ -3,7 +3,7 @@
 
 use nvmx_core::addr::L1Phys;
 use nvmx_core::vcpu::{BackendError, Budget, Exit, Parts, Vcpu, Vm};
-use nvmx_core::x86::{CpuState, Gpr, Regs};
+use nvmx_core::x86::{CpuState, Gpr, MpState, Regs};
 use nvmx_soft::{MemorySlot, SoftVm, Space};
 
 const PAGE: usize = 0x1000;
@@ -396,4 +396,57 @@ fn smm_has_an_address_space_of_its_own() {
     );
     assert_eq!(vm.dirty_log(Space::Normal, L1Phys(0x3_0000)), None);
     assert!(vm.remove_memory(Space::Smm, L1Phys(0x3_0000)));
+}
+
+/// Without a local APIC here its page is a device's, HLT an exit, and interrupts come from outside alone.
+#[test]
+fn user_space_has_the_local_apic() {
+    let host = Host::new(2);
+    // STI; JMP to itself.
+    host.write(0, &[0xfb, 0xeb, 0xfe]);
+    // The handler: MOV AL, [FEE00020H]; HLT.
+    host.write(0x100, &[0x67, 0xa0, 0x20, 0x00, 0xe0, 0xfe, 0xf4]);
+    let vectors = Host::new(1);
+    vectors.write(4 * 0x21, &[0x00, 0x11]);
+    let mut vm = SoftVm::empty().expect("a machine");
+    vm.leave_out_local_apics();
+    vm.set_bootstrap(5);
+    for (id, bootstrap) in [(3, false), (5, true)] {
+        let index = vm.add_vcpu(id).expect("a vCPU");
+        let state = vm.vcpu(index).state(Parts::All).expect("state");
+        assert_eq!(state.mp_state, Some(MpState::Runnable));
+        let base = state.sregs.expect("sregs").apic_base;
+        assert_eq!(base >> 8 & 1 != 0, bootstrap);
+    }
+    add(&mut vm, CODE, &host, false);
+    add(&mut vm, 0, &vectors, false);
+    begin(&mut vm, 1);
+    let mut sregs = vm.state(Parts::All).expect("state").sregs.expect("sregs");
+    sregs.ds.limit = u32::MAX;
+    sregs.ss.base = CODE;
+    let regs = Regs {
+        rip: CODE,
+        rflags: 2,
+        gpr: [0x1000; 16],
+    };
+    let wide = CpuState {
+        regs: Some(regs),
+        sregs: Some(sregs),
+        ..CpuState::default()
+    };
+    vm.set_state(&wide).expect("taken");
+    assert_eq!(run(&mut vm), Exit::Budget);
+    vm.set_interrupt_line(true).expect("taken");
+    assert_eq!(run(&mut vm), Exit::InterruptWindow);
+    vm.set_interrupt_line(false).expect("taken");
+    assert_eq!(run(&mut vm), Exit::Budget);
+    vm.acknowledge_interrupt(0x21).expect("taken");
+    let read = Exit::MmioRead {
+        address: L1Phys(0xfee0_0020),
+        size: 1,
+    };
+    assert_eq!(run(&mut vm), read);
+    vm.complete_read(5).expect("waits");
+    assert_eq!(run(&mut vm), Exit::Hlt);
+    assert_eq!(al(&mut vm), 5);
 }

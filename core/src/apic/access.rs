@@ -115,7 +115,11 @@ impl Apic {
     /// RDMSR of 0x800 to 0x8ff, or of IA32_TSC_DEADLINE.
     pub fn msr_read(&self, number: u32, now: u64) -> Result<u64, ApicFault> {
         if number == IA32_TSC_DEADLINE {
-            return Ok(self.tsc_deadline());
+            return Ok(if self.elsewhere {
+                0
+            } else {
+                self.tsc_deadline()
+            });
         }
         let offset = self.msr_offset(number)?;
         let low = u64::from(self.read_register(offset, now)?);
@@ -134,6 +138,9 @@ impl Apic {
         now: u64,
     ) -> Result<ApicEffect, ApicFault> {
         if number == IA32_TSC_DEADLINE {
+            if self.elsewhere {
+                return Ok(ApicEffect::None);
+            }
             self.set_tsc_deadline(value, now);
             return Ok(ApicEffect::Timer);
         }
@@ -148,7 +155,7 @@ impl Apic {
 
     /// The register that an MSR of the x2APIC range names; #GP outside x2APIC mode.
     fn msr_offset(&self, number: u32) -> Result<u16, ApicFault> {
-        if !self.is_x2apic() || !(X2APIC_FIRST..=X2APIC_LAST).contains(&number) {
+        if self.elsewhere || !self.is_x2apic() || !(X2APIC_FIRST..=X2APIC_LAST).contains(&number) {
             return Err(ApicFault);
         }
         let offset = ((number - X2APIC_FIRST) << 4) as u16;

@@ -54,6 +54,9 @@ pub struct Apic {
     tsc_khz: u32,
     timer: timer::Timer,
     errors: errors::Errors,
+    /// User space has the local APIC: here is none but IA32_APIC_BASE and CR8.
+    #[serde(default)]
+    elsewhere: bool,
 }
 
 /// Registers in the page of 1024 bytes.
@@ -71,6 +74,7 @@ impl Apic {
             tsc_khz: tsc_khz.max(1),
             timer: timer::Timer::default(),
             errors: errors::Errors::default(),
+            elsewhere: false,
         };
         apic.set(ID, u32::from(id) << 24);
         apic.init();
@@ -99,6 +103,18 @@ impl Apic {
         }
         self.timer = timer::Timer::default();
         self.errors = self.errors.reset();
+    }
+
+    /// This APIC is of the processor that starts the others, or not (KVM_SET_BOOT_CPU_ID).
+    pub fn set_bootstrap(&mut self, bootstrap: bool) {
+        self.base = self.base & !BASE_BSP | if bootstrap { BASE_BSP } else { 0 };
+        self.init();
+    }
+
+    /// Leaves the local APIC to user space, as KVM does without an irqchip of its own: accesses to its page
+    /// are a device's, its MSRs fault, and interrupts come from outside alone.
+    pub fn leave_to_user_space(&mut self) {
+        self.elsewhere = true;
     }
 
     /// IA32_APIC_BASE.
@@ -146,7 +162,7 @@ impl Apic {
     /// Whether IA32_APIC_BASE enables it.
     #[must_use]
     pub const fn is_enabled(&self) -> bool {
-        self.base & BASE_ENABLE != 0
+        self.base & BASE_ENABLE != 0 && !self.elsewhere
     }
 
     const fn is_x2apic(&self) -> bool {

@@ -71,12 +71,7 @@ impl Processor {
 
     /// Whether the local APIC answers at this address (SDM Vol. 3A "Local APIC Status and Location").
     pub(crate) fn is_apic_page(&self, physical: u64) -> bool {
-        const ENABLED: u64 = 1 << 11;
-        const X2APIC: u64 = 1 << 10;
-        let base = self.apic.base();
-        base & ENABLED != 0
-            && base & X2APIC == 0
-            && physical & !(PAGE_SIZE - 1) == base & 0xf_ffff_ffff_f000
+        self.apic.mmio_base() == Some(physical & !(PAGE_SIZE - 1))
     }
 
     /// Reads an operand of an interpreted instruction at the current privilege level. What is no RAM
