@@ -2,7 +2,7 @@
 
 use super::{io, ior, iow, iowr, rows};
 use crate::errno::Errno;
-use crate::vm::{create, memory};
+use crate::vm::{create, ioeventfd, memory};
 use kvm_bindings::*;
 
 /// What is still to be written: answered as an unknown number is.
@@ -33,10 +33,10 @@ rows! { Vm;
     KVM_UNREGISTER_COALESCED_MMIO iow::<kvm_coalesced_mmio_zone>(0x68), "KVM_CAP_COALESCED_MMIO", Absent(Errno::ENOTTY, "writes are not gathered: each is an exit");
     KVM_SET_GSI_ROUTING iow::<kvm_irq_routing>(0x6a), "KVM_CAP_IRQ_ROUTING", Absent(Errno::ENOTTY, TO_COME);
     KVM_REINJECT_CONTROL io(0x71), "KVM_CAP_REINJECT_CONTROL", Absent(Errno::ENOTTY, TO_COME);
-    KVM_IRQFD iow::<kvm_irqfd>(0x76), "KVM_CAP_IRQFD", Absent(Errno::ENOTTY, TO_COME);
+    KVM_IRQFD iow::<kvm_irqfd>(0x76), "KVM_CAP_IRQFD", Absent(Errno::EINVAL, "interrupts come by KVM_IRQ_LINE and KVM_SIGNAL_MSI");
     KVM_CREATE_PIT2 iow::<kvm_pit_config>(0x77), "KVM_CAP_PIT2", Absent(Errno::ENOTTY, TO_COME);
     KVM_SET_BOOT_CPU_ID io(0x78), "KVM_CAP_SET_BOOT_CPU_ID", Absent(Errno::ENOTTY, TO_COME);
-    KVM_IOEVENTFD iow::<kvm_ioeventfd>(0x79), "KVM_CAP_IOEVENTFD", Absent(Errno::ENOTTY, TO_COME);
+    KVM_IOEVENTFD iow::<kvm_ioeventfd>(0x79), "KVM_CAP_IOEVENTFD", Vm(ioeventfd::ioeventfd);
     KVM_XEN_HVM_CONFIG iow::<kvm_xen_hvm_config>(0x7a), "KVM_CAP_XEN_HVM", Absent(Errno::ENOTTY, NO_XEN);
     KVM_SET_CLOCK iow::<kvm_clock_data>(0x7b), "KVM_CAP_ADJUST_CLOCK", Absent(Errno::ENOTTY, TO_COME);
     KVM_GET_CLOCK ior::<kvm_clock_data>(0x7c), "KVM_CAP_ADJUST_CLOCK", Absent(Errno::ENOTTY, TO_COME);

@@ -1,12 +1,14 @@
 //! A virtual machine: the model, what the kernel keeps beside it, and the lock around both.
 
 pub mod create;
+pub mod ioeventfd;
 mod lock;
 pub mod memory;
 
 use crate::errno::Errno;
 use crate::settings::Settings;
 use crate::vcpu::{Vcpu, VcpuContext, VcpuState};
+use ioeventfd::IoEvents;
 use lock::{FairLock, Guard};
 use memory::Memory;
 use nvmx_soft::SoftVm;
@@ -34,6 +36,8 @@ pub struct VmState {
     pub vcpus: Vec<VcpuState>,
     /// Memory slots.
     pub memory: Memory,
+    /// Writes that eventfds hear of.
+    pub io_events: IoEvents,
     /// Bits of a guest-physical address, at the most.
     pub physical_address_width: u8,
 }
@@ -57,6 +61,7 @@ impl Vm {
                 soft: crate::os::Sent(soft),
                 vcpus: Vec::new(),
                 memory: Memory::default(),
+                io_events: IoEvents::default(),
                 physical_address_width: settings.profile.model().physical_address_width,
             }),
         })
