@@ -77,7 +77,7 @@ rows! {
     15 KVM_CAP_COALESCED_MMIO, Absent("writes are not gathered: each is an exit"), Enable::No;
     16 KVM_CAP_SYNC_MMU, Value(1), Enable::No;
     21 KVM_CAP_DESTROY_MEMORY_REGION_WORKS, Value(1), Enable::No;
-    22 KVM_CAP_USER_NMI, Absent(TO_COME), Enable::No;
+    22 KVM_CAP_USER_NMI, Value(1), Enable::No;
     23 KVM_CAP_SET_GUEST_DEBUG, Absent(TO_COME), Enable::No;
     24 KVM_CAP_REINJECT_CONTROL, Absent(TO_COME), Enable::No;
     25 KVM_CAP_IRQ_ROUTING, Absent(TO_COME), Enable::No;
@@ -120,7 +120,7 @@ rows! {
     101 KVM_CAP_VM_ATTRIBUTES, Absent(TO_COME), Enable::No;
     105 KVM_CAP_CHECK_EXTENSION_VM, Value(1), Enable::No;
     116 KVM_CAP_DISABLE_QUIRKS, Absent(TO_COME), Enable::No;
-    117 KVM_CAP_X86_SMM, Absent(TO_COME), Enable::No;
+    117 KVM_CAP_X86_SMM, Value(1), Enable::No;
     118 KVM_CAP_MULTI_ADDRESS_SPACE, Value(memory::ADDRESS_SPACES as i32), Enable::No;
     121 KVM_CAP_SPLIT_IRQCHIP, Absent(TO_COME), Enable::No;
     122 KVM_CAP_IOEVENTFD_ANY_LENGTH, Value(1), Enable::No;
@@ -128,7 +128,7 @@ rows! {
     127 KVM_CAP_VCPU_ATTRIBUTES, Absent(TO_COME), Enable::No;
     128 KVM_CAP_MAX_VCPU_ID, Value(MAX_VCPU_ID), Enable::No;
     129 KVM_CAP_X2APIC_API, Absent(TO_COME), Enable::No;
-    136 KVM_CAP_IMMEDIATE_EXIT, Absent(TO_COME), Enable::No;
+    136 KVM_CAP_IMMEDIATE_EXIT, Value(1), Enable::No;
     143 KVM_CAP_X86_DISABLE_EXITS, Absent(TO_COME), Enable::No;
     148 KVM_CAP_HYPERV_SYNIC2, Absent("no Hyper-V interface"), Enable::No;
     149 KVM_CAP_HYPERV_VP_INDEX, Absent("no Hyper-V interface"), Enable::No;

@@ -148,7 +148,9 @@ impl Shim {
         match (row.handler, object) {
             (Handler::System(handler), _) => handler(self, User, argument),
             (Handler::Vm(handler), Object::Vm(vm)) => {
-                handler(&mut vm.lock().context(), User, argument)
+                let answer = handler(&mut vm.lock().context(), User, argument);
+                vm.tell();
+                answer
             }
             (Handler::VmObject(handler), Object::Vm(vm)) => handler(self, vm, User, argument),
             (Handler::Vcpu(handler), Object::Vcpu(vcpu)) => {

@@ -6,6 +6,7 @@
 
 pub mod engine;
 
+mod brief;
 mod decode;
 mod machine;
 mod model;
@@ -20,5 +21,6 @@ mod topology;
 mod user_space;
 mod vm;
 
+pub use brief::Brief;
 pub use slots::{MOST_VCPUS, MemorySlot, Space};
 pub use vm::SoftVm;

@@ -6,6 +6,7 @@ mod memory;
 mod pages;
 mod plain;
 mod sent;
+mod signals;
 mod user;
 
 pub use event::EventFile;
@@ -14,4 +15,5 @@ pub use pages::{RunPages, SIZE as PAGES_SIZE};
 pub(crate) use pages::{descriptor, text};
 pub use plain::Plain;
 pub use sent::Sent;
+pub use signals::HeldSignals;
 pub use user::User;

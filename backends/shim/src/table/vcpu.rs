@@ -2,6 +2,7 @@
 
 use super::{io, ior, iow, iowr, rows};
 use crate::errno::Errno;
+use crate::vcpu::run;
 use kvm_bindings::*;
 
 /// What is still to be written: answered as an unknown number is.
@@ -9,17 +10,17 @@ const TO_COME: &str = "not written yet";
 const NO_XEN: &str = "no Xen interface";
 
 rows! { Vcpu;
-    KVM_RUN io(0x80), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_RUN io(0x80), "", VcpuObject(run::run);
     KVM_GET_REGS ior::<kvm_regs>(0x81), "", Absent(Errno::EINVAL, TO_COME);
     KVM_SET_REGS iow::<kvm_regs>(0x82), "", Absent(Errno::EINVAL, TO_COME);
     KVM_GET_SREGS ior::<kvm_sregs>(0x83), "", Absent(Errno::EINVAL, TO_COME);
     KVM_SET_SREGS iow::<kvm_sregs>(0x84), "", Absent(Errno::EINVAL, TO_COME);
     KVM_TRANSLATE iowr::<kvm_translation>(0x85), "", Vcpu(crate::vm::memory::translate);
-    KVM_INTERRUPT iow::<kvm_interrupt>(0x86), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_INTERRUPT iow::<kvm_interrupt>(0x86), "", Vcpu(run::inject::interrupt);
     KVM_GET_MSRS iowr::<kvm_msrs>(0x88), "", Absent(Errno::EINVAL, TO_COME);
     KVM_SET_MSRS iow::<kvm_msrs>(0x89), "", Absent(Errno::EINVAL, TO_COME);
     KVM_SET_CPUID iow::<kvm_cpuid>(0x8a), "", Absent(Errno::EINVAL, TO_COME);
-    KVM_SET_SIGNAL_MASK iow::<kvm_signal_mask>(0x8b), "", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_SIGNAL_MASK iow::<kvm_signal_mask>(0x8b), "", Vcpu(run::signal_mask::set);
     KVM_GET_FPU ior::<kvm_fpu>(0x8c), "", Absent(Errno::EINVAL, TO_COME);
     KVM_SET_FPU iow::<kvm_fpu>(0x8d), "", Absent(Errno::EINVAL, TO_COME);
     KVM_GET_LAPIC ior::<kvm_lapic_state>(0x8e), "KVM_CAP_IRQCHIP", Absent(Errno::EINVAL, TO_COME);
@@ -30,7 +31,7 @@ rows! { Vcpu;
     KVM_SET_VAPIC_ADDR iow::<kvm_vapic_addr>(0x93), "KVM_CAP_VAPIC", Absent(Errno::EINVAL, TO_COME);
     KVM_GET_MP_STATE ior::<kvm_mp_state>(0x98), "KVM_CAP_MP_STATE", Absent(Errno::EINVAL, TO_COME);
     KVM_SET_MP_STATE iow::<kvm_mp_state>(0x99), "KVM_CAP_MP_STATE", Absent(Errno::EINVAL, TO_COME);
-    KVM_NMI io(0x9a), "KVM_CAP_USER_NMI", Absent(Errno::EINVAL, TO_COME);
+    KVM_NMI io(0x9a), "KVM_CAP_USER_NMI", Vcpu(run::inject::nmi);
     KVM_SET_GUEST_DEBUG iow::<kvm_guest_debug>(0x9b), "KVM_CAP_SET_GUEST_DEBUG", Absent(Errno::EINVAL, TO_COME);
     KVM_X86_SETUP_MCE iow::<u64>(0x9c), "KVM_CAP_MCE", Absent(Errno::EINVAL, TO_COME);
     KVM_X86_SET_MCE iow::<kvm_x86_mce>(0x9e), "KVM_CAP_MCE", Absent(Errno::EINVAL, TO_COME);
@@ -46,7 +47,7 @@ rows! { Vcpu;
     KVM_GET_XCRS ior::<kvm_xcrs>(0xa6), "KVM_CAP_XCRS", Absent(Errno::EINVAL, TO_COME);
     KVM_SET_XCRS iow::<kvm_xcrs>(0xa7), "KVM_CAP_XCRS", Absent(Errno::EINVAL, TO_COME);
     KVM_KVMCLOCK_CTRL io(0xad), "KVM_CAP_KVMCLOCK_CTRL", Absent(Errno::EINVAL, "no clock of KVM's in the guest");
-    KVM_SMI io(0xb7), "KVM_CAP_X86_SMM", Absent(Errno::EINVAL, TO_COME);
+    KVM_SMI io(0xb7), "KVM_CAP_X86_SMM", Vcpu(run::inject::smi);
     KVM_GET_NESTED_STATE iowr::<kvm_nested_state_header>(0xbe), "KVM_CAP_NESTED_STATE", Absent(Errno::EINVAL, TO_COME);
     KVM_SET_NESTED_STATE iow::<kvm_nested_state_header>(0xbf), "KVM_CAP_NESTED_STATE", Absent(Errno::EINVAL, TO_COME);
     KVM_GET_SUPPORTED_HV_CPUID iowr::<kvm_cpuid2>(0xc1), "KVM_CAP_HYPERV_CPUID", Absent(Errno::EINVAL, "no Hyper-V interface");

@@ -1,10 +1,13 @@
 //! A virtual CPU: its number, its shared pages, and what the kernel keeps for it.
 
 pub mod basics;
+pub mod run;
 
 use crate::os::RunPages;
 use crate::vm::{Vm, VmState};
+use nvmx_core::x86::{CpuState, MpState};
 use nvmx_soft::SoftVm;
+use run::RunState;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A virtual CPU. The VM lives while one of its vCPUs does.
@@ -23,6 +26,8 @@ pub struct Vcpu {
 pub struct VcpuState {
     /// The caller's number, the APIC's at the start.
     pub id: u32,
+    /// What KVM_RUN keeps.
+    pub run: RunState,
 }
 
 /// A vCPU of a VM that is locked, for a handler.
@@ -65,7 +70,10 @@ impl Vcpu {
 
 impl VcpuState {
     pub(crate) fn new(id: u32) -> Self {
-        Self { id }
+        Self {
+            id,
+            run: RunState::default(),
+        }
     }
 }
 
@@ -87,6 +95,14 @@ impl<'a> VcpuContext<'a> {
     /// The model.
     pub fn soft(&mut self) -> &mut SoftVm {
         &mut self.vm.soft.0
+    }
+
+    /// Makes it `KVM_MP_STATE_RUNNABLE`.
+    pub fn wake(&mut self) -> nvmx_core::vcpu::Result<()> {
+        self.cpu().set_state(&CpuState {
+            mp_state: Some(MpState::Runnable),
+            ..CpuState::default()
+        })
     }
 
     /// What the kernel keeps for it.

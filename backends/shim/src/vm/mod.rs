@@ -11,10 +11,12 @@ use crate::vcpu::{Vcpu, VcpuContext, VcpuState};
 use ioeventfd::IoEvents;
 use lock::{FairLock, Guard};
 use memory::Memory;
+use nvmx_core::cpu::Activity;
 use nvmx_soft::SoftVm;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 /// vCPUs that a VM may have.
 pub const MAX_VCPUS: i32 = 8;
@@ -26,6 +28,9 @@ pub struct Vm {
     /// The process that made it.
     owner: u32,
     state: FairLock<VmState>,
+    /// Counts what may wake a vCPU that sleeps.
+    changes: Mutex<u64>,
+    changed: Condvar,
 }
 
 /// What the lock guards.
@@ -64,6 +69,8 @@ impl Vm {
                 io_events: IoEvents::default(),
                 physical_address_width: settings.profile.model().physical_address_width,
             }),
+            changes: Mutex::new(0),
+            changed: Condvar::new(),
         })
     }
 
@@ -82,6 +89,27 @@ impl Vm {
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         self.state.is_wanted()
+    }
+}
+
+impl Vm {
+    /// Something happened that may wake a vCPU that sleeps.
+    pub fn tell(&self) {
+        *self.changes.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.changed.notify_all();
+    }
+
+    /// How much has happened so far.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        *self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until more has happened, or the time is over.
+    pub fn wait(&self, seen: u64, time: Duration) {
+        let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_old = |changes: &mut u64| *changes == seen;
+        drop(self.changed.wait_timeout_while(changes, time, is_old));
     }
 }
 
@@ -116,5 +144,28 @@ impl fmt::Debug for Vm {
         f.debug_struct("Vm")
             .field("owner", &self.owner)
             .finish_non_exhaustive()
+    }
+}
+
+impl VmState {
+    /// Whether the vCPUs have local APICs of ours: an irqchip in the kernel, split or whole.
+    #[must_use]
+    pub fn has_local_apic(&self) -> bool {
+        false
+    }
+
+    /// Whether the PIC and the I/O APIC are ours, too.
+    #[must_use]
+    pub fn has_pic(&self) -> bool {
+        false
+    }
+
+    /// Whether a vCPU other than this one sleeps and would not any more.
+    #[must_use]
+    pub fn somebody_wakes(&self, but: usize) -> bool {
+        let soft = &self.soft.0;
+        (0..self.vcpus.len()).any(|index| {
+            index != but && soft.brief(index).activity != Activity::Active && soft.would_wake(index)
+        })
     }
 }

@@ -66,7 +66,7 @@ impl Env {
                 let index = usize::from(page.mmu_index);
                 let table = tlb::TABLE.index(index).read(self.cpu) as *mut u8;
                 let mask = tlb::MASK.index(index).read(self.cpu);
-                let at = (page.vaddr / PAGE_SIZE) as usize * tlb::ENTRY_SIZE & mask;
+                let at = ((page.vaddr / PAGE_SIZE) as usize * tlb::ENTRY_SIZE) & mask;
                 table.add(at).write_bytes(0xff, tlb::ENTRY_SIZE);
                 if page.executable {
                     self.cpu

@@ -322,6 +322,11 @@ impl Processor {
         self.intercepts.primary
     }
 
+    /// In L2, and external interrupts exit to L1.
+    pub(crate) fn interrupts_exit(&self) -> bool {
+        self.in_l2() && self.intercepts.wants_external_interrupts()
+    }
+
     /// Whether each instruction ends in a monitor trap.
     pub(crate) fn monitor_trap(&self) -> bool {
         self.in_l2() && self.primary_controls().contains(Primary::MONITOR_TRAP_FLAG)

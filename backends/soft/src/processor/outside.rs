@@ -47,7 +47,7 @@ impl Processor {
     }
 
     /// Whether a maskable interrupt waits, from the PIC or the local APIC.
-    pub(super) fn interrupt_waits(&self) -> bool {
+    pub(crate) fn interrupt_waits(&self) -> bool {
         self.pic_interrupt() || self.apic.pending_interrupt().is_some()
     }
 
