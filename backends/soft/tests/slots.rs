@@ -260,15 +260,30 @@ fn code_that_the_caller_writes_runs_as_written() {
         host.write(last + 1, &[value]);
         expect(&mut vm, value);
     }
-    // MOV BYTE [the second page], 9; then as before.
-    let patch = [0xc6, 0x06, 0x00, 0x20, 9, 0xe9];
-    let distance = last - patch.len() - 2;
-    host.write(0, &patch);
-    host.write(patch.len(), &[distance as u8, (distance >> 8) as u8]);
-    expect(&mut vm, 9);
-    host.write(0, &[0xe9, (last - 3) as u8, ((last - 3) >> 8) as u8]);
-    host.write(last + 1, &[1]);
-    expect(&mut vm, 1);
+}
+
+/// The caller undoes what the guest made of its own code.
+#[test]
+fn code_that_the_guest_and_the_caller_write() {
+    let (mut vm, host) = machine(&[
+        0x80, 0x3e, 0x00, 0x40, 0, // cmp byte [DATA], 0
+        0x74, 5, // je +5
+        0xc6, 0x06, 0x01, 0x20, 9, // mov byte [0x2001], 9
+        0xe9, 0xf1, 0x0f, // jmp 0x2000
+    ]);
+    let data = Host::new(1);
+    add(&mut vm, DATA, &data, false);
+    host.write(PAGE, &[0xb0, 1, STOP[0], STOP[1]]);
+    for (patches, value) in [(0, 1), (1, 9), (0, 9), (0, 1), (1, 9), (0, 1)] {
+        data.write(0, &[patches]);
+        if value == 1 {
+            host.write(PAGE + 1, &[1]);
+        }
+        vm.resync_code();
+        begin(&mut vm, 0);
+        stops(&mut vm);
+        assert_eq!(al(&mut vm), value);
+    }
 }
 
 /// Two slots with one piece of host memory: what is written through the one runs in the other.
