@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub const MOST_VCPUS: usize = 255;
 
 /// An address space (KVM's `as_id`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Space {
     /// Of processors that are not in SMM.
     Normal,

@@ -27,6 +27,8 @@ const LEAST_MMU_PAGES: u64 = 64;
 pub struct Memory {
     /// By the number of address space and slot.
     slots: BTreeMap<u32, Slot>,
+    /// The last byte's address and the number of each slot, by address space and start.
+    places: BTreeMap<(Space, u64), (u64, u32)>,
     /// Pages of all slots (`nr_memslot_pages`).
     pages: u64,
     /// `KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE` and what comes with it.
@@ -51,8 +53,8 @@ impl Slot {
         L1Phys(self.start)
     }
 
-    const fn overlaps(&self, start: u64, pages: u64) -> bool {
-        self.start < start + pages * PAGE_SIZE && start < self.start + self.pages * PAGE_SIZE
+    const fn last(&self) -> u64 {
+        self.start + (self.pages * PAGE_SIZE - 1)
     }
 }
 
@@ -122,8 +124,7 @@ fn set_region(
     let old = memory.slots.get(&id).copied();
     if new.pages == 0 {
         let old = old.ok_or(Errno::EINVAL)?;
-        memory.slots.remove(&id);
-        memory.pages -= old.pages;
+        memory.forget(id, &old);
         vm.soft.0.remove_memory(space, old.start());
         return Ok(0);
     }
@@ -142,10 +143,7 @@ fn set_region(
             return Ok(0);
         }
     }
-    let overlaps = |(&other, slot): (&u32, &Slot)| {
-        other != id && slot.space == space && slot.overlaps(new.start, new.pages)
-    };
-    if memory.slots.iter().any(overlaps) {
+    if memory.overlaps(&new, id) {
         return Err(Errno::EEXIST);
     }
     // `kvm_arch_prepare_memory_region`: not beyond the width of the processor's addresses.
@@ -159,8 +157,7 @@ fn set_region(
     });
     if let Some(old) = old {
         vm.soft.0.remove_memory(space, old.start());
-        memory.pages -= old.pages;
-        memory.slots.remove(&id);
+        memory.forget(id, &old);
     }
     let slot = MemorySlot {
         space,
@@ -179,11 +176,28 @@ fn set_region(
         None => memory.begin_log(&mut vm.soft.0, &new),
     }
     memory.slots.insert(id, new);
+    memory.places.insert((space, new.start), (new.last(), id));
     memory.pages += new.pages;
     Ok(0)
 }
 
 impl Memory {
+    /// Whether a slot with another number lies where this one is to be.
+    fn overlaps(&self, new: &Slot, id: u32) -> bool {
+        let places = (new.space, 0)..=(new.space, new.last());
+        let before = self.places.range(places).rev();
+        // Of those that begin before its end the last one overlaps, or that before the one that moves.
+        before
+            .take(2)
+            .any(|(_, &(last, other))| other != id && last >= new.start)
+    }
+
+    fn forget(&mut self, id: u32, slot: &Slot) {
+        self.slots.remove(&id);
+        self.places.remove(&(slot.space, slot.start));
+        self.pages -= slot.pages;
+    }
+
     /// The log as it is when it begins.
     fn begin_log(&self, soft: &mut SoftVm, slot: &Slot) {
         if slot.logs() {

@@ -22,7 +22,7 @@ use kvm_bindings::{
     KVM_RUN_X86_SMM,
 };
 use nvmx_core::cpu::Activity;
-use nvmx_core::vcpu::{Budget, Exit, Vm as _};
+use nvmx_core::vcpu::{BackendError, Budget, Exit, Vm as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +50,8 @@ enum Slice {
     Sleeps,
     /// The caller must see it.
     Exit(Exit),
+    /// Memory that the guest needs is not there.
+    Fault,
 }
 
 /// KVM_RUN.
@@ -72,8 +74,6 @@ pub fn run(shim: &Shim, vcpu: &Arc<Vcpu>, _: User, argument: u64) -> Answer {
 /// What comes before the guest runs: inputs of the page, and the value that a read waits for.
 fn begin(context: &mut VcpuContext<'_>) -> Result<(), Errno> {
     context.pages.set_flags(0);
-    // The caller may have written to code through a mapping of its own.
-    context.soft().resync_code();
     if !context.vm.has_local_apic() {
         set_cr8(context, context.pages.cr8())?;
     }
@@ -134,6 +134,10 @@ fn go<'a>(
                 show(&mut state.vcpu_context(vcpu), &exit);
                 return (state, Ok(0));
             }
+            Slice::Fault => {
+                vcpu.pages.set_exit_reason(KVM_EXIT_UNKNOWN);
+                return (state, Err(Errno::EFAULT));
+            }
             Slice::Goes => {
                 if vcpu.vm().is_wanted() {
                     drop(state);
@@ -155,6 +159,8 @@ fn slice(context: &mut VcpuContext<'_>) -> Slice {
     let sleeps_here = context.vm.has_local_apic();
     set_line(context);
     let soft = context.soft();
+    // The caller may have written to code through a mapping of its own.
+    soft.resync_code();
     let before = soft.executed();
     let until = soft
         .now()
@@ -176,7 +182,9 @@ fn slice(context: &mut VcpuContext<'_>) -> Slice {
             }
         }
         Ok(Exit::Budget) => Slice::Goes,
+        Ok(exit) if context.vm.io_events.hear(&exit) => Slice::Goes,
         Ok(exit) => Slice::Exit(exit),
+        Err(BackendError::HostMemory { .. }) => Slice::Fault,
         Err(error) => Slice::Exit(Exit::InternalError {
             suberror: KVM_INTERNAL_ERROR_EMULATION,
             message: error.to_string(),
