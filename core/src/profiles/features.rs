@@ -31,6 +31,8 @@ pub(super) const INVPCID: Feature = feature(7, 0, 1, 10);
 pub(super) const MPX: Feature = feature(7, 0, 1, 14);
 pub(super) const RDSEED: Feature = feature(7, 0, 1, 18);
 pub(super) const WAITPKG: Feature = feature(7, 0, 2, 5);
+pub(super) const KEY_LOCKER: Feature = feature(7, 0, 2, 23);
+pub(super) const MSRLIST: Feature = feature(7, 1, 0, 27);
 pub(super) const IBRS: Feature = feature(7, 0, 3, 26);
 pub(super) const XSAVES: Feature = feature(0xd, 1, 0, 3);
 pub(super) const RDTSCP: Feature = feature(0x8000_0001, 0, 3, 27);
@@ -49,14 +51,15 @@ const EXECUTED: &[(u32, u32, usize, u32)] = &[
     (6, 0, 1, 0),
     (6, 0, 2, 0),
     (6, 0, 3, 0),
-    // Its EAX counts subleaves, of which none is left.
-    (7, 0, 0, 0),
+    // Its EAX counts subleaves, of which one is left.
+    (7, 0, 0, 1),
     // FSGSBASE, TSC_ADJUST, BMI1, SMEP, BMI2, ERMS, INVPCID, RDSEED, ADX, SMAP.
     (7, 0, 1, 0x001c_078b),
     // UMIP, WAITPKG, LA57, RDPID.
     (7, 0, 2, 1 << 2 | 1 << 5 | 1 << 16 | 1 << 22),
     (7, 0, 3, 0),
-    (7, 1, 0, 0),
+    // RDMSRLIST, WRMSRLIST.
+    (7, 1, 0, 1 << 27),
     (7, 1, 1, 0),
     (7, 1, 2, 0),
     (7, 1, 3, 0),
@@ -164,7 +167,7 @@ const NAMES: &[(Feature, &str, &str)] = &[
     (feature(7, 0, 2, 12), "AVX512_BITALG", VECTOR),
     (feature(7, 0, 2, 13), "TME", NOT_MODELLED),
     (feature(7, 0, 2, 14), "AVX512_VPOPCNTDQ", VECTOR),
-    (feature(7, 0, 2, 23), "Key Locker", STATE),
+    (KEY_LOCKER, "Key Locker", STATE),
     (feature(7, 0, 2, 24), "bus-lock detection", NOT_MODELLED),
     (feature(7, 0, 2, 25), "CLDEMOTE", NOT_EXECUTED),
     (feature(7, 0, 2, 27), "MOVDIRI", NOT_EXECUTED),

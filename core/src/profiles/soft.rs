@@ -101,6 +101,8 @@ const NEEDS: &[(ControlField, u32, Feature)] = &[
     (ControlField::Secondary, 16, features::RDSEED),
     (ControlField::Secondary, 20, features::XSAVES),
     (ControlField::Secondary, 26, features::WAITPKG),
+    (ControlField::Tertiary, 0, features::KEY_LOCKER),
+    (ControlField::Tertiary, 6, features::MSRLIST),
     (ControlField::Tertiary, 7, features::IBRS),
     (ControlField::Exit, 23, features::MPX),
     (ControlField::Entry, 16, features::MPX),

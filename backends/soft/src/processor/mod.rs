@@ -18,6 +18,7 @@ mod io;
 mod mmio;
 mod mmu;
 mod monitor;
+mod msr;
 mod operands;
 mod outside;
 mod selectors;

@@ -5,15 +5,13 @@ use super::operands::{gpr_or_rax, is_memory, memory, size};
 use super::{Done, Outcome, Processor, Trap, monitor, unsupported};
 use crate::decode;
 use iced_x86::{Code, Instruction, Mnemonic};
-use nvmx_core::apic;
 use nvmx_core::cpu::{Activity, Interruptibility};
-use nvmx_core::msr::{self, MsrEffect, MsrFault, MsrRead};
+use nvmx_core::msr;
 use nvmx_core::personality::Difference;
 use nvmx_core::pmu;
 use nvmx_core::vmx::entry;
-use nvmx_core::vmx::exit::{self, VmExit};
+use nvmx_core::vmx::exit::VmExit;
 use nvmx_core::vmx::intercepts::{DescriptorTableInstruction, SystemSegmentInstruction};
-use nvmx_core::vmx::spec_ctrl;
 use nvmx_core::x86::control::{cr0, cr4};
 use nvmx_core::x86::cr_write::is_canonical;
 use nvmx_core::x86::{Exception, Gpr, cpuid};
@@ -125,87 +123,6 @@ impl Processor {
         let value = pmu::rdpmc(&self.cpu, selector).ok_or(Exception::GENERAL_PROTECTION)?;
         self.cpu.regs.set(Gpr::Rax, value & 0xffff_ffff);
         self.cpu.regs.set(Gpr::Rdx, value >> 32);
-        Ok(Done::Retired)
-    }
-
-    /// RDMSR.
-    pub(super) fn rdmsr(&mut self, instruction: &Instruction) -> Outcome {
-        self.require_cpl0()?;
-        let number = self.cpu.regs.get(Gpr::Rcx) as u32;
-        if self.in_l2() {
-            self.exit_if(
-                self.intercepts
-                    .rdmsr(&self.ram, number, instruction.len() as u32),
-            )?;
-            if let Some(value) = self.apic_virtualization.read_msr(&self.ram, number) {
-                self.cpu.regs.set(Gpr::Rax, value & 0xffff_ffff);
-                self.cpu.regs.set(Gpr::Rdx, value >> 32);
-                return Ok(Done::Retired);
-            }
-        }
-        let value = match msr::read(&self.cpu, number) {
-            Ok(_) if spec_ctrl::is_virtualized(&self.cpu, number) => spec_ctrl::read(&self.cpu),
-            Ok(MsrRead::Value(value)) => value,
-            Ok(MsrRead::Apic) => self
-                .apic
-                .msr_read(number, self.cpu.tsc.l1())
-                .map_err(|_| Exception::GENERAL_PROTECTION)?,
-            Err(fault) => return Err(msr_trap(fault)),
-        };
-        self.cpu.regs.set(Gpr::Rax, value & 0xffff_ffff);
-        self.cpu.regs.set(Gpr::Rdx, value >> 32);
-        Ok(Done::Retired)
-    }
-
-    /// WRMSR.
-    pub(super) fn wrmsr(&mut self, instruction: &Instruction) -> Outcome {
-        self.require_cpl0()?;
-        let number = self.cpu.regs.get(Gpr::Rcx) as u32;
-        let low = self.cpu.regs.get(Gpr::Rax) & 0xffff_ffff;
-        let value = low | self.cpu.regs.get(Gpr::Rdx) << 32;
-        if self.in_l2() {
-            self.exit_if(
-                self.intercepts
-                    .wrmsr(&self.ram, number, instruction.len() as u32),
-            )?;
-            let vmcs12 = &mut self.cpu.vmx.vmcs12;
-            let virtualized = self
-                .apic_virtualization
-                .write_msr(vmcs12, &self.ram, number, value)?;
-            if let Some(virtualized) = virtualized {
-                return self.virtualized(virtualized, instruction.len());
-            }
-            if spec_ctrl::is_virtualized(&self.cpu, number) {
-                spec_ctrl::write(&mut self.cpu, value).map_err(msr_trap)?;
-                return Ok(Done::Retired);
-            }
-        }
-        match msr::write(&mut self.cpu, number, value) {
-            Ok(MsrEffect::None | MsrEffect::Engine | MsrEffect::Tsc) => {}
-            Ok(MsrEffect::Apic) => {
-                if !self.cpu.model.as_kvm(Difference::X2ApicReserved)
-                    && value & apic::reserved_bits(number) != 0
-                {
-                    return Err(Exception::GENERAL_PROTECTION.into());
-                }
-                let effect = self
-                    .apic
-                    .msr_write(number, value, self.cpu.tsc.l1())
-                    .map_err(|_| Exception::GENERAL_PROTECTION)?;
-                self.apic_effect(effect)?;
-            }
-            Ok(MsrEffect::ApicBase(base)) => {
-                if self.cpu.model.as_kvm(Difference::ApicReset) {
-                    self.apic.set_base(base);
-                } else {
-                    self.apic.set_base_and_reset(base);
-                }
-                self.effects.flush = true;
-            }
-            Ok(MsrEffect::Efer) => self.address_space_changed(),
-            Err(fault) => return Err(msr_trap(fault)),
-        }
-        exit::note_msr_write(&mut self.cpu, number);
         Ok(Done::Retired)
     }
 
@@ -489,13 +406,6 @@ fn loads_without_exit(instruction: &Instruction) -> Trap {
         "{:?} intercepted without L1 asking, SDM Vol. 3C \"Instructions That Cause VM Exits Conditionally\"",
         instruction.mnemonic()
     ))
-}
-
-fn msr_trap(fault: MsrFault) -> Trap {
-    match fault {
-        MsrFault::GeneralProtection => Exception::GENERAL_PROTECTION.into(),
-        MsrFault::Unsupported(what) => unsupported(what),
-    }
 }
 
 /// SplitMix64's output function: a well-mixed number from a counter.

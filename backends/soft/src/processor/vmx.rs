@@ -68,6 +68,7 @@ impl Processor {
         match instruction.mnemonic() {
             Mnemonic::Invpcid => return self.invpcid(instruction),
             Mnemonic::Encls => return self.encls(instruction),
+            Mnemonic::Rdmsrlist | Mnemonic::Wrmsrlist => return self.msr_list(instruction),
             Mnemonic::Monitor | Mnemonic::Mwait => return self.monitor_mwait(instruction),
             _ => {}
         }

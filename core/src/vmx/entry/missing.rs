@@ -28,11 +28,9 @@ missing! {
     Secondary 28 "\"enable ENCLV exiting\", SDM Vol. 3C \"Instructions That Cause VM Exits Conditionally\"";
     Secondary 30 "\"VMM bus-lock detection\", SDM Vol. 3C \"Other Causes of VM Exits\"";
     Secondary 31 "\"instruction timeout\", SDM Vol. 3C \"Other Causes of VM Exits\"";
-    Tertiary 0 "\"LOADIWKEY exiting\", SDM Vol. 3C \"Tertiary Processor-Based VM-Execution Controls\"";
     Tertiary 1 "\"enable HLAT\", SDM Vol. 3C \"Hypervisor-Managed Linear-Address Translation\"";
     Tertiary 2 "\"EPT paging-write control\", SDM Vol. 3C \"EPT Paging-Write Control\"";
     Tertiary 3 "\"guest-paging verification\", SDM Vol. 3C \"Guest-Paging Verification\"";
-    Tertiary 6 "\"enable MSR-list instructions\", SDM Vol. 3C \"Tertiary Processor-Based VM-Execution Controls\"";
     Tertiary 8 "\"APIC-timer virtualization\", SDM Vol. 3C \"Tertiary Processor-Based VM-Execution Controls\"";
     Exit 25 "\"clear IA32_RTIT_CTL\", SDM Vol. 3C \"VM-Exit Controls\"";
     Exit 26 "\"clear IA32_LBR_CTL\", SDM Vol. 3C \"VM-Exit Controls\"";

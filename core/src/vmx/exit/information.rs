@@ -179,6 +179,17 @@ impl VmExit {
         Self::instruction(reason, length)
     }
 
+    /// RDMSRLIST or WRMSRLIST: the number of the MSR that exits, or 0 without MSR bitmaps.
+    #[must_use]
+    pub fn msr_list(is_write: bool, number: u32, length: u32) -> Self {
+        let reason = if is_write {
+            ExitReason::WRMSRLIST
+        } else {
+            ExitReason::RDMSRLIST
+        };
+        Self::instruction(reason, length).with_qualification(number.into())
+    }
+
     /// INVLPG of a linear address.
     #[must_use]
     pub const fn invlpg(address: u64, length: u32) -> Self {

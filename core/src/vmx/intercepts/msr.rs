@@ -2,8 +2,11 @@
 
 use super::{Intercepts, io::bit};
 use crate::memory::GuestMemory;
-use crate::vmx::controls::Primary;
+use crate::vmx::Vmcs12;
+use crate::vmx::controls::{Primary, Tertiary};
+use crate::vmx::entry::active_tertiary;
 use crate::vmx::exit::VmExit;
+use crate::x86::Exception;
 
 /// First bit of the write bitmaps: the read bitmaps are the first half of the page.
 const WRITES: u32 = 2048 * 8;
@@ -33,6 +36,21 @@ impl Intercepts {
     ) -> Option<VmExit> {
         self.wants_msr(memory, number, true)
             .then(|| VmExit::msr(true, length))
+    }
+
+    /// Whether RDMSRLIST and WRMSRLIST are #UD.
+    pub fn msr_list(&self, vmcs12: &Vmcs12) -> Result<(), Exception> {
+        if active_tertiary(vmcs12).contains(Tertiary::ENABLE_MSR_LIST_INSTRUCTIONS) {
+            Ok(())
+        } else {
+            Err(Exception::UNDEFINED)
+        }
+    }
+
+    /// RDMSRLIST and WRMSRLIST without MSR bitmaps, whatever they name.
+    #[must_use]
+    pub fn whole_msr_list(&self, is_write: bool, length: u32) -> Option<VmExit> {
+        (!self.primary(Primary::USE_MSR_BITMAPS)).then(|| VmExit::msr_list(is_write, 0, length))
     }
 
     /// Whether an access to this MSR exits.
