@@ -43,6 +43,8 @@ const BOTH: &[Against] = &[Against::Kvm, Against::Bochs];
 const TRAP: u64 = 1 << 8;
 const RESUME: u64 = 1 << 16;
 const VIRTUAL_8086: u64 = 1 << 17;
+const VME: u64 = 1;
+const PVI: u64 = 2;
 /// Bits of the pending debug exceptions.
 const SINGLE_STEP: u64 = 1 << 14;
 /// Bits of CR0 without a meaning: 28:19, 17, 15:6.

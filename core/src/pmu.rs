@@ -435,11 +435,7 @@ fn check(register: Register, value: u64, all: u64) -> Result<(), MsrFault> {
 /// What RDPMC reads (SDM Vol. 2B "RDPMC"); `None` is #GP.
 #[must_use]
 pub fn rdpmc(cpu: &Cpu, selector: u32) -> Option<u64> {
-    /// Counters of the P6 family, where CPUID tells of none; they do not count here.
-    const P6: u32 = 2;
-    let Some(facilities) = Facilities::of(&cpu.model) else {
-        return (selector < P6).then_some(0);
-    };
+    let facilities = Facilities::of(&cpu.model)?;
     let index = (selector & !RDPMC_FIXED) as usize;
     if selector & RDPMC_FIXED == 0 {
         let exists = (index as u32) < facilities.general;

@@ -227,6 +227,54 @@ fn interpreted_forms_agree_with_native_ones() {
     }
 }
 
+/// CMPXCHG8B and CMPXCHG16B change ZF and keep the flags that the instruction before them has set.
+#[test]
+fn a_double_exchange_changes_zf_alone() {
+    const ZF: u64 = 0x40;
+    let exchanges: [(&str, Build); 3] = [
+        ("CMPXCHG8B", |a| a.cmpxchg8b(qword_ptr(rbx))),
+        ("LOCK CMPXCHG8B", |a| a.lock().cmpxchg8b(qword_ptr(rbx))),
+        ("CMPXCHG16B", |a| a.cmpxchg16b(xmmword_ptr(rbx))),
+    ];
+    let mut vm = machine();
+    furnish(&mut vm, true);
+    for (setter_name, setter) in SETTERS {
+        for (name, exchange) in exchanges {
+            for equal in [true, false] {
+                let name = format!("{setter_name}, {name}, equal {equal}");
+                let (code, _, _) = program(setter, exchange, false).expect("assembles");
+                prepare(&mut vm, &code, STACK);
+                let before = regs(&mut vm);
+                let wide = name.contains("16B");
+                let (low, high) = (before.get(Gpr::Rax), before.get(Gpr::Rdx));
+                let high = high ^ u64::from(!equal);
+                let memory = if wide {
+                    [low, high]
+                } else {
+                    [low | high << 32, 77]
+                };
+                put(&mut vm, STACK, &memory[0].to_le_bytes());
+                put(&mut vm, STACK + 8, &memory[1].to_le_bytes());
+                assert_eq!(vm.run(Budget::instructions(1)).expect("runs"), Exit::Budget);
+                let set = regs(&mut vm);
+                assert_eq!(vm.run(Budget::instructions(1)).expect("runs"), Exit::Budget);
+                let after = regs(&mut vm);
+                let zf = if equal { ZF } else { 0 };
+                assert_eq!(after.rflags, set.rflags & !ZF | zf, "{name}");
+                assert_eq!(after.get(Gpr::Rdx), high, "{name}");
+                let stored = [word(&mut vm, STACK), word(&mut vm, STACK + 8)];
+                let (new_low, new_high) = (set.get(Gpr::Rbx), set.get(Gpr::Rcx));
+                let expected = match (equal, wide) {
+                    (false, _) => memory,
+                    (true, true) => [new_low, new_high],
+                    (true, false) => [new_low & 0xffff_ffff | new_high << 32, 77],
+                };
+                assert_eq!(stored, expected, "{name}");
+            }
+        }
+    }
+}
+
 /// IN as the first instruction of a page: the page before it plays no part, and need not be there.
 #[test]
 fn an_instruction_first_on_its_page_needs_no_page_before() {

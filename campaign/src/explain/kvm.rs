@@ -1,6 +1,7 @@
 //! What KVM does otherwise, and what the model does not do.
 
 use super::*;
+use iced_x86::Mnemonic;
 
 pub(super) static ROWS: &[Row] = &[
     Row {
@@ -141,4 +142,54 @@ pub(super) static ROWS: &[Row] = &[
                 && p.before.get(Field::VMX_PREEMPTION_TIMER_VALUE) == 0
         },
     },
+    Row {
+        id: "kvm-recovers-nmi-blocking",
+        against: &[Against::Kvm],
+        reason: "where a fault of IRET has unblocked NMIs, KVM blocks them again before it looks whose exit it is (vmx_recover_nmi_blocking, handle_ept_violation), and the saved interruptibility state tells of that",
+        holds: |p, d| {
+            is(d, Field::GUEST_INTERRUPTIBILITY_INFO)
+                && d.left | 8 == d.right
+                && matches!(p.reason(), 0 | 48 | 49)
+                && p.before.get(Field::GUEST_INTERRUPTIBILITY_INFO) & 8 != 0
+                && p.case.has_iret()
+        },
+    },
+    Row {
+        id: "kvm-int1-by-hand",
+        against: &[Against::Kvm],
+        reason: "KVM intercepts #DB, steps over INT1 itself and injects a hardware exception (handle_exception_nmi, is_icebp): what goes wrong in its delivery goes wrong behind the instruction, and is vectoring of a #DB",
+        holds: |p, d| {
+            let vectoring: u64 = p.right.vmcs12.get(Field::IDT_VECTORING_INFO_FIELD);
+            let of_debug = vectoring == 0x8000_0301;
+            let behind = is(d, Field::GUEST_RIP) && d.right == d.left + 1;
+            (behind && (of_debug || p.reason() == 2)
+                || is(d, Field::IDT_VECTORING_INFO_FIELD) && of_debug
+                || d.what.starts_with("flipped") && d.left == 0 && of_debug)
+                && p.case.has(|mnemonic| mnemonic == Mnemonic::Int1)
+        },
+    },
+    Row {
+        id: "kvm-emulated-address",
+        against: &[Against::Kvm],
+        reason: "INS and OUTS that go to user space are emulated by KVM; of an access that meets L1's EPT there it knows the page alone, and its own kind of access (translate_nested_gpa, nested_ept_inject_page_fault)",
+        holds: |p, d| {
+            const KIND: u64 = 7;
+            p.reason() == 48
+                && p.case.has(is_string_port)
+                && (is(d, Field::GUEST_PHYSICAL_ADDRESS) && d.right == d.left & !0xfff
+                    || is(d, Field::EXIT_QUALIFICATION) && (d.left ^ d.right) & !KIND == 0)
+        },
+    },
 ];
+
+fn is_string_port(mnemonic: Mnemonic) -> bool {
+    matches!(
+        mnemonic,
+        Mnemonic::Insb
+            | Mnemonic::Insw
+            | Mnemonic::Insd
+            | Mnemonic::Outsb
+            | Mnemonic::Outsw
+            | Mnemonic::Outsd
+    )
+}

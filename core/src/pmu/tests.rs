@@ -201,7 +201,7 @@ fn overflow_sets_its_bit_and_interrupts_on_time() {
 fn rdpmc_finds_the_counters_that_cpuid_tells_of() {
     let found = |cpu: &Cpu, selector| rdpmc(cpu, selector).is_some();
     let bare = Cpu::default();
-    assert!(found(&bare, 0) && found(&bare, 1) && !found(&bare, 2) && !found(&bare, 1 << 30));
+    assert!(!found(&bare, 0) && !found(&bare, 1 << 30));
     let cpu = cpu();
     assert!(found(&cpu, 3) && !found(&cpu, 4));
     assert!(found(&cpu, 1 << 30 | 2) && !found(&cpu, 1 << 30 | 3) && !found(&cpu, 1 << 31));

@@ -38,7 +38,7 @@ pub enum Special {
     Xsetbv,
     /// UMONITOR, UMWAIT or TPAUSE.
     UserWait,
-    /// SETcc, RCL or RCR of memory, and LOCK NEG.
+    /// SETcc, RCL or RCR of memory, LOCK NEG, CMPXCHG8B and CMPXCHG16B.
     FlagsFirst,
     /// MOV to SS and LSS in 64-bit mode, LTR, LAR, LSL: what the translator has right of them runs natively.
     Selector,
@@ -214,7 +214,8 @@ fn two_byte(
         0xc7 => match rest.next()? {
             0xf0..=0xf7 if !lock => Special::Rdrand,
             0xf8..=0xff if !lock => Special::Rdseed,
-            modrm if lock => return illegal_lock(modrm < 0xc0 && modrm >> 3 & 7 == 1),
+            modrm if modrm < 0xc0 && modrm >> 3 & 7 == 1 => return Some(Special::FlagsFirst),
+            _ if lock => Special::Undefined,
             _ => return None,
         },
         _ if lock => return illegal_lock(two_byte_lock(opcode, rest.next()?)),
@@ -458,7 +459,10 @@ mod tests {
                 Some(Special::Undefined),
             ),
             (&[0xf0, 0x0f, 0xba, 0x28, 3], Bits64, None),
-            (&[0xf0, 0x0f, 0xc7, 0x08], Bits64, None),
+            (&[0xf0, 0x0f, 0xc7, 0x08], Bits64, Some(Special::FlagsFirst)),
+            (&[0x48, 0x0f, 0xc7, 0x08], Bits64, Some(Special::FlagsFirst)),
+            (&[0xf0, 0x0f, 0xc7, 0xc8], Bits64, Some(Special::Undefined)),
+            (&[0xf0, 0x0f, 0xc7, 0x30], Bits64, Some(Special::Undefined)),
             (&[0xf0, 0x01, 0x08], Bits64, None),
             (&[0xf0, 0x39, 0x08], Bits64, Some(Special::Undefined)),
             (&[0xf0, 0x90], Bits64, None),

@@ -12,7 +12,7 @@ use nvmx_core::vmx::ept::EptFault;
 use nvmx_core::vmx::exit::VmExit;
 use nvmx_core::vmx::exit::qualification::TaskSwitchSource;
 use nvmx_core::vmx::virtualization_exception;
-use nvmx_core::x86::control::rflags;
+use nvmx_core::x86::control::{cr0, rflags};
 use nvmx_core::x86::{Event, EventKind, Exception};
 
 impl Processor {
@@ -83,13 +83,17 @@ impl Processor {
 
     /// Gives an event that came up to whom it belongs: L1 if it intercepts it, else the IDT.
     /// `Some` is an exit to user space.
-    pub(super) fn raise(&mut self, event: Event) -> Option<Exit> {
+    pub(super) fn raise(&mut self, mut event: Event) -> Option<Exit> {
         // Whatever ran has not retired.
         self.data_matches = 0;
         let unblocks = std::mem::take(&mut self.iret_unblocks);
         if unblocks {
             // The IRET ends here.
             self.one_instruction = false;
+        }
+        if self.cpu.sregs.cr0 & cr0::PE == 0 {
+            // Real-address mode has no error codes (SDM Vol. 3C "Information for VM Exits Due to Vectored Events").
+            event.error_code = None;
         }
         if let Some(mut exit) = self.intercepted(&event) {
             if unblocks && self.intercepts.reports_nmi_unblocking() {

@@ -1,6 +1,7 @@
 //! SETcc, RCL and RCR of memory, LOCK NEG (SDM Vol. 2 "SETcc", "RCL/RCR/ROL/ROR", "NEG"). The translator computes RFLAGS
 //! in place before it touches the operand: after a fault they would be wrong, and so would be the
-//! result once the instruction is repeated.
+//! result once the instruction is repeated. And CMPXCHG8B, CMPXCHG16B, which in the translator's hands lose the flags that an
+//! instruction of the same block has set and they keep.
 
 use super::alu;
 use super::io::mask;
@@ -10,14 +11,15 @@ use crate::decode;
 use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
 use nvmx_core::paging::{Access, AccessKind, WalkFault};
 use nvmx_core::vmx::ept::EptFault;
-use nvmx_core::x86::Gpr;
 use nvmx_core::x86::control::rflags;
+use nvmx_core::x86::{Exception, Gpr};
 
 impl Processor {
-    /// SETcc, RCL, RCR or LOCK NEG with a destination in memory.
+    /// SETcc, RCL, RCR or LOCK NEG with a destination in memory, CMPXCHG8B or CMPXCHG16B.
     pub(super) fn flags_first(&mut self, instruction: &Instruction) -> Outcome {
         match instruction.mnemonic() {
             Mnemonic::Rcl | Mnemonic::Rcr | Mnemonic::Neg => self.in_memory(instruction),
+            Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b => self.compare_and_exchange(instruction),
             _ => {
                 let value = holds(instruction.condition_code(), self.cpu.regs.rflags);
                 self.device_write(instruction, 0, 1, u64::from(value))
@@ -28,17 +30,8 @@ impl Processor {
     /// RCL, RCR and NEG.
     fn in_memory(&mut self, instruction: &Instruction) -> Outcome {
         let size = instruction.memory_size().size() as u8;
-        let length = u64::from(size);
-        let address = decode::resolve(&self.cpu, instruction, 0, length, true)?.linear;
-        self.check_write(address, length).map_err(read_and_write)?;
-        let access = Access::explicit(AccessKind::Write, self.cpu.cpl());
-        for at in [address, address.wrapping_add(length - 1)] {
-            if let Place::Device(_) = self.place(at, access)? {
-                return Err(self.cannot(instruction));
-            }
-        }
         let mut bytes = [0; 8];
-        self.read_linear(address, &mut bytes[..usize::from(size)])?;
+        let address = self.read_to_write(instruction, &mut bytes[..usize::from(size)])?;
         let old = u64::from_le_bytes(bytes);
 
         let count = match instruction.op1_kind() {
@@ -58,6 +51,60 @@ impl Processor {
         self.cpu.regs.rflags = flags;
         Ok(Done::Retired)
     }
+
+    /// CMPXCHG8B, CMPXCHG16B (SDM Vol. 2A "CMPXCHG8B/CMPXCHG16B"): of the flags only ZF changes, and the operand is
+    /// written whatever the outcome.
+    fn compare_and_exchange(&mut self, instruction: &Instruction) -> Outcome {
+        let half = instruction.memory_size().size() / 2;
+        let mut bytes = [0; 16];
+        let address = self.read_to_write(instruction, &mut bytes[..2 * half])?;
+        let bits = 8 * half as u32;
+        let old = mask_wide(u128::from_le_bytes(bytes), 2 * bits);
+        let regs = &mut self.cpu.regs;
+        let pair = |high, low| {
+            let low = mask_wide(regs.get(low).into(), bits);
+            mask_wide(u128::from(regs.get(high)) << bits | low, 2 * bits)
+        };
+        let is_equal = old == pair(Gpr::Rdx, Gpr::Rax);
+        let new = if is_equal {
+            pair(Gpr::Rcx, Gpr::Rbx)
+        } else {
+            old
+        };
+        self.write_linear(address, &new.to_le_bytes()[..2 * half])?;
+        let regs = &mut self.cpu.regs;
+        if is_equal {
+            regs.rflags |= rflags::ZF;
+        } else {
+            regs.rflags &= !rflags::ZF;
+            regs.set(Gpr::Rax, mask_wide(old, bits) as u64);
+            regs.set(Gpr::Rdx, (old >> bits) as u64);
+        }
+        Ok(Done::Retired)
+    }
+
+    /// Reads the operand in memory, which may be written; answers its linear address.
+    fn read_to_write(&mut self, instruction: &Instruction, bytes: &mut [u8]) -> Result<u64, Trap> {
+        let length = bytes.len() as u64;
+        let address = decode::resolve(&self.cpu, instruction, 0, length, true)?.linear;
+        if length == 16 && !address.is_multiple_of(16) {
+            return Err(Exception::GENERAL_PROTECTION.into());
+        }
+        self.check_write(address, length).map_err(read_and_write)?;
+        let access = Access::explicit(AccessKind::Write, self.cpu.cpl());
+        for at in [address, address.wrapping_add(length - 1)] {
+            if let Place::Device(_) = self.place(at, access)? {
+                return Err(self.cannot(instruction));
+            }
+        }
+        self.read_linear(address, bytes)?;
+        Ok(address)
+    }
+}
+
+/// The low `bits`, 32 to 128.
+fn mask_wide(value: u128, bits: u32) -> u128 {
+    value & u128::MAX >> (128 - bits)
 }
 
 /// An EPT violation of an instruction that reads and writes tells of both (SDM Vol. 3C, table "Exit
