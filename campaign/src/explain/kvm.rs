@@ -148,7 +148,9 @@ pub(super) static ROWS: &[Row] = &[
         reason: "where a fault of IRET has unblocked NMIs, KVM blocks them again before it looks whose exit it is (vmx_recover_nmi_blocking, handle_ept_violation), and the saved interruptibility state tells of that",
         holds: |p, d| {
             is(d, Field::GUEST_INTERRUPTIBILITY_INFO)
-                && d.left | 8 == d.right
+                // Less what shadow-at-fault is about.
+                && (d.left | 8) & !3 == d.right & !3
+                && d.right & 3 & !d.left == 0
                 && matches!(p.reason(), 0 | 48 | 49)
                 && p.before.get(Field::GUEST_INTERRUPTIBILITY_INFO) & 8 != 0
                 && p.case.has_iret()
@@ -166,6 +168,31 @@ pub(super) static ROWS: &[Row] = &[
                 || is(d, Field::IDT_VECTORING_INFO_FIELD) && of_debug
                 || d.what.starts_with("flipped") && d.left == 0 && of_debug)
                 && p.case.has(|mnemonic| mnemonic == Mnemonic::Int1)
+        },
+    },
+    Row {
+        id: "kvm-walks-write",
+        against: &[Against::Kvm],
+        reason: "KVM runs L2 on tables of its own with accessed and dirty flags for EPT, under which the processor's walks of the guest's page tables are writes (SDM Vol. 3C \"Accessed and Dirty Flags for EPT\"); where L1 has enabled none and its tables forbid the write, L1 is told of a violation all the same",
+        holds: |p, d| {
+            const READ_AND_WRITE: u64 = 3;
+            const OF_A_WALK: u64 = 1 << 7;
+            const OF_A_PAGE: u64 = 1 << 8;
+            let qualification: u64 = p.right.vmcs12.get(Field::EXIT_QUALIFICATION);
+            ended_right(d) == Some(48)
+                && qualification & (READ_AND_WRITE | OF_A_WALK | OF_A_PAGE)
+                    == READ_AND_WRITE | OF_A_WALK
+                && p.before.get(Field::EPT_POINTER) >> 6 & 1 == 0
+        },
+    },
+    Row {
+        id: "kvm-emulated-fetch",
+        against: &[Against::Kvm],
+        reason: "INS and OUTS that go to user space are emulated by KVM, which fetches them through L1's EPT as data: from a page that can be executed and not read that is a violation (kvm_fetch_guest_virt, translate_nested_gpa)",
+        holds: |p, d| {
+            const FETCH: u64 = 4;
+            let qualification: u64 = p.right.vmcs12.get(Field::EXIT_QUALIFICATION);
+            ended_right(d) == Some(48) && qualification & FETCH != 0 && p.case.has(is_string_port)
         },
     },
     Row {
