@@ -194,7 +194,12 @@ fn clear(a: &mut CodeAssembler) -> Result<(), BuildError> {
     a.push(rax)?;
     a.iretq()?;
     a.set_label(&mut after)?;
-    // With VMCS shadowing an exit may write these.
+    // With VMCS shadowing L2 writes these, and an exit may.
+    const { assert!(layout::PLAIN_LINK == layout::SHADOW_LINK + 0x1000) };
+    a.xor(eax, eax)?;
+    a.mov(edi, layout::SHADOW_LINK as u32)?;
+    a.mov(ecx, 2 * 0x1000 / 8)?;
+    a.rep().stosq()?;
     a.mov(eax, dword_ptr(control::REVISION))?;
     a.mov(qword_ptr(layout::PLAIN_LINK), rax)?;
     a.bts(rax, 31)?;

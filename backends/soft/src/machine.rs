@@ -7,7 +7,7 @@ use crate::engine::{
 };
 use crate::processor::{Processor, kind, may_be_xsave};
 use crate::ram::Reach;
-use iced_x86::Register;
+use iced_x86::{OpKind, Register};
 use nvmx_core::addr::L1Phys;
 use nvmx_core::cpu::Interruptibility;
 use nvmx_core::memory::GuestMemory;
@@ -15,7 +15,7 @@ use nvmx_core::paging::{self, Access, AccessKind, WalkFault};
 use nvmx_core::vcpu::Exit;
 use nvmx_core::vmx::controls::{Primary, Secondary};
 use nvmx_core::x86::control::{cr4, dr7, rflags};
-use nvmx_core::x86::{Event, Exception};
+use nvmx_core::x86::{Event, Exception, Gpr};
 
 /// The processor with what one run adds.
 pub(crate) struct Runner<'a> {
@@ -337,7 +337,7 @@ impl Machine for Runner<'_> {
                 Err(fault) => processor.walk_fault(fault, request.read_modify_write),
             }
         } else {
-            let vector = if uses_stack(processor, env.instruction_bytes()) {
+            let vector = if uses_stack(processor, env.instruction_bytes(), request.vaddr) {
                 Exception::SS
             } else {
                 Exception::GP
@@ -383,12 +383,19 @@ impl Machine for Runner<'_> {
     }
 }
 
-/// Whether the instruction's access goes through SS: a fault of canonicality is then #SS
+/// Whether the instruction's access to `address` goes through SS: a fault of canonicality is then #SS
 /// (SDM Vol. 1 "Canonical Addressing").
-fn uses_stack(processor: &Processor, bytes: &[u8]) -> bool {
+fn uses_stack(processor: &Processor, bytes: &[u8], address: u64) -> bool {
+    /// No frame is longer.
+    const NEAR: u64 = 0x1000;
     let cpu = &processor.cpu;
     decode::decode(bytes, decode::code_bits(cpu), cpu.regs.rip).is_some_and(|instruction| {
-        instruction.is_stack_instruction() || instruction.memory_segment() == Register::SS
+        let has_operand = instruction.op_kinds().any(|kind| kind == OpKind::Memory);
+        let distance = address.wrapping_sub(cpu.regs.get(Gpr::Rsp));
+        // PUSH and POP of memory: the operand, or the stack.
+        let of_stack = !has_operand || distance.min(distance.wrapping_neg()) < NEAR;
+        instruction.is_stack_instruction() && of_stack
+            || instruction.memory_segment() == Register::SS
     })
 }
 

@@ -462,3 +462,29 @@ fn single_steps_of_branches_are_refused() {
     let exit = nest.enter_for(1000);
     assert!(matches!(exit, Exit::Unsupported { .. }), "{exit:?}");
 }
+
+/// PUSH and POP of memory: the operand's segment decides, or the stack's (SDM Vol. 1 "Canonical Addressing").
+#[test]
+fn a_non_canonical_address_of_the_stack_or_of_the_operand() {
+    const NON_CANONICAL: u64 = 1 << 63;
+    for (code, pointer, stack, vector) in [
+        (&[0x8f, 0x03][..], NON_CANONICAL, L2_STACK, 13),
+        (&[0xff, 0x33], NON_CANONICAL, L2_STACK, 13),
+        (&[0x8f, 0x03], L2_STACK, NON_CANONICAL, 12),
+        (&[0xff, 0x33], L2_STACK, NON_CANONICAL, 12),
+        (&[0x58], L2_STACK, NON_CANONICAL, 12),
+    ] {
+        let mut nest = Nest::new(code);
+        nest.set(Field::EXCEPTION_BITMAP, 3 << 12);
+        nest.set(Field::GUEST_RSP, stack);
+        let mut regs = nest.regs();
+        regs.gpr[3] = pointer;
+        nest.set_state(CpuState {
+            regs: Some(regs),
+            ..CpuState::default()
+        });
+        nest.expect(EXCEPTION, L2);
+        let information = nest.get(Field::VM_EXIT_INTR_INFO);
+        assert_eq!(information, 0x8000_0b00 | vector, "{code:x?}");
+    }
+}

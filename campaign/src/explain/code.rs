@@ -122,7 +122,7 @@ pub(super) static ROWS: &[Row] = &[
             d.what.starts_with("flipped")
                 && (vectoring >> 31 & 1 != 0 || p.reason() == 2)
                 && matches!(p.reason(), 0 | 2 | 48 | 49)
-                && d.left == 0
+                && is_part(d.left, d.right)
         },
     },
     Row {
@@ -152,6 +152,26 @@ pub(super) static ROWS: &[Row] = &[
                 )
             };
             d.what.starts_with("L2 ") && p.case.has(reads)
+        },
+    },
+    Row {
+        id: "lar-limit",
+        against: BOTH,
+        reason: "bits 19:16 of a register that LAR writes are undefined (SDM Vol. 2A \"LAR\": 00FxFF00H); the processor has the limit's there",
+        holds: |p, d| {
+            d.what.starts_with("L2 ")
+                && (d.left ^ d.right) & !0xf_0000 == 0
+                && p.case.has(|mnemonic| mnemonic == Mnemonic::Lar)
+        },
+    },
+    Row {
+        id: "bochs-real-mode-error-code",
+        against: BOTH,
+        reason: "real-address mode has no error codes (SDM Vol. 3C \"Information for VM Exits Due to Vectored Events\"); Bochs 2.7 says that it has",
+        holds: |p, d| {
+            (is(d, Field::VM_EXIT_INTR_INFO) || is(d, Field::IDT_VECTORING_INFO_FIELD))
+                && d.left | 1 << 11 == d.right
+                && p.left.vmcs12.get(Field::GUEST_CR0) & 1 == 0
         },
     },
     Row {
@@ -227,7 +247,7 @@ pub(super) static ROWS: &[Row] = &[
             let refused = |record| matches!(met(record), Some(12 | 13));
             let ended = |record: &crate::wire::Record| record.vmcs12.get(Field::VM_EXIT_REASON);
             p.case.is_code()
-                && (!p.is_64_bit() || p.before.get(Field::GUEST_CR0) & 1 == 0)
+                && (!p.is_64_bit() || !p.begins_in_64_bit())
                 && (refused(p.right) && met(p.left) != met(p.right)
                     || ended(p.right) == 2 && ended(p.left) != 2
                     || refused(p.right) && writes_to_code(p.case) && d.what.starts_with("flipped"))
@@ -532,6 +552,14 @@ fn is_port(mnemonic: Mnemonic) -> bool {
     )
 }
 
+/// Whether each word of `part` is zero or as in `whole`.
+fn is_part(part: u64, whole: u64) -> bool {
+    (0..4).all(|word| {
+        let word = |value: u64| (value >> (16 * word)) as u16;
+        word(part) == 0 || word(part) == word(whole)
+    })
+}
+
 /// Whether two addresses are those of parts of one operand, which may wrap.
 fn is_near(d: &Difference) -> bool {
     let distance = d.left.wrapping_sub(d.right);
@@ -546,5 +574,10 @@ const MOST_BYTES: u64 = 0x50;
 impl Pair<'_> {
     fn is_64_bit(&self) -> bool {
         self.left.vmcs12.get(Field::GUEST_CS_AR_BYTES) >> 13 & 1 != 0
+    }
+
+    /// Whether L2's first instruction is 64-bit code.
+    fn begins_in_64_bit(&self) -> bool {
+        self.before.get(Field::GUEST_CS_AR_BYTES) >> 13 & 1 != 0
     }
 }

@@ -7,7 +7,7 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "kvm-failed-entry-sync",
         against: &[Against::Kvm],
-        reason: "where the processor refuses guest state, KVM saves L2's state as at any exit (nested_vmx_vmexit, sync_vmcs02_to_vmcs12), with the activity state that L0 entered, DR7 with its fixed bit, the IA32_EFER that L2 would have had where the entry loads none, and what the MSR-load list wrote",
+        reason: "where the processor refuses guest state, KVM saves L2's state as at any exit (nested_vmx_vmexit, sync_vmcs02_to_vmcs12), with the activity state that L0 entered, DR7 with its fixed bit, the IA32_EFER that L2 would have had where the entry loads none, and what the MSR-load list wrote; of an NMI that it was to inject KVM takes back that NMIs are blocked (__vmx_complete_interrupts)",
         holds: |p, d| {
             p.reason() == u64::from(INVALID_GUEST_STATE)
                 && (is(d, Field::GUEST_ACTIVITY_STATE) && d.right == 0
@@ -15,7 +15,11 @@ pub(super) static ROWS: &[Row] = &[
                     || is(d, Field::GUEST_IA32_EFER)
                         && p.before.get(Field::VM_ENTRY_CONTROLS) >> 15 & 1 == 0
                     || d.what.starts_with("GUEST_SYSENTER_")
-                        && p.before.get(Field::VM_ENTRY_MSR_LOAD_COUNT) != 0)
+                        && p.before.get(Field::VM_ENTRY_MSR_LOAD_COUNT) != 0
+                    || is(d, Field::GUEST_INTERRUPTIBILITY_INFO)
+                        && d.left == d.right | 8
+                        && p.before.get(Field::VM_ENTRY_INTR_INFO_FIELD) & 0x8000_0700
+                            == 0x8000_0200)
         },
     },
     Row {
@@ -183,6 +187,17 @@ pub(super) static ROWS: &[Row] = &[
                 && qualification & (READ_AND_WRITE | OF_A_WALK | OF_A_PAGE)
                     == READ_AND_WRITE | OF_A_WALK
                 && p.before.get(Field::EPT_POINTER) >> 6 & 1 == 0
+        },
+    },
+    Row {
+        id: "kvm-triple-fault-cr2",
+        against: &[Against::Kvm],
+        reason: "without EPT KVM injects L2's page faults itself; of one whose delivery ends in shutdown CR2 has nothing, since it is written when the exception has been delivered (kvm_deliver_exception_payload)",
+        holds: |p, d| {
+            d.what == "CR2"
+                && p.reason() == 2
+                && d.right == 0
+                && p.before.get(Field::SECONDARY_VM_EXEC_CONTROL) & 2 == 0
         },
     },
     Row {
