@@ -102,3 +102,13 @@ fn a_faulting_iret_has_unblocked_nmis() {
         assert_eq!(nest.get(Field::GUEST_INTERRUPTIBILITY_INFO), 0);
     }
 }
+
+/// And so does that of one at CPL 3 whose stack is the supervisor's.
+#[test]
+fn a_users_faulting_iret_has_unblocked_nmis() {
+    let mut nest = user(&[0x48, 0xcf], &[], false);
+    nest.set(Field::GUEST_INTERRUPTIBILITY_INFO, 8);
+    nest.expect(EXCEPTION, L2);
+    assert_eq!(nest.get(Field::VM_EXIT_INTR_INFO), 0x8000_1b0e);
+    assert_eq!(nest.get(Field::GUEST_INTERRUPTIBILITY_INFO), 0);
+}

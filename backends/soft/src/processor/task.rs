@@ -32,11 +32,18 @@ impl Processor {
         {
             return Ok(done);
         }
-        if self.cpu.cpl() == 3 {
-            if self.cpu.regs.rflags & rflags::AC != 0 {
-                self.refuse_misaligned(instruction)?;
+        if self.cpu.cpl() == 3
+            && let Err(trap) = self.look_at_pops(instruction)
+        {
+            let is_iret = matches!(
+                instruction.mnemonic(),
+                Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+            );
+            if is_iret && self.iret_ends_blocking() {
+                // Also if it faults.
+                self.iret()?;
             }
-            self.check_pops(instruction)?;
+            return Err(trap);
         }
         if protected && self.pops_a_flag_that_is_ignored(instruction) {
             return Err(super::unsupported(
@@ -45,6 +52,14 @@ impl Processor {
         }
         self.effects.native_once = true;
         Ok(Done::Jumped)
+    }
+
+    /// What of the stack faults at privilege level 3, before the instruction runs.
+    fn look_at_pops(&mut self, instruction: &Instruction) -> Result<(), Trap> {
+        if self.cpu.regs.rflags & rflags::AC != 0 {
+            self.refuse_misaligned(instruction)?;
+        }
+        self.check_pops(instruction)
     }
 
     /// Whether IRETD finds RFLAGS.VM on the stack and does not go to virtual-8086 mode for it: above CPL 0 and in
