@@ -2,6 +2,7 @@
 
 use crate::addr::L1Phys;
 use crate::machine_check::MachineCheck;
+use crate::msr::filter::MsrExitReason;
 use crate::nested::NestedState;
 use crate::x86::ownership::Level;
 use crate::x86::{CpuState, Event};
@@ -151,6 +152,22 @@ pub enum Exit {
         size: u8,
         /// Value written.
         value: u64,
+    },
+    /// RDMSR that user space answers, with [`Vcpu::complete_read`] or by refusing it.
+    MsrRead {
+        /// The MSR.
+        number: u32,
+        /// Why.
+        reason: MsrExitReason,
+    },
+    /// WRMSR that user space answers, with [`Vcpu::complete_read`] of anything or by refusing it.
+    MsrWrite {
+        /// The MSR.
+        number: u32,
+        /// EDX:EAX.
+        value: u64,
+        /// Why.
+        reason: MsrExitReason,
     },
     /// HLT (or wait-for-SIPI) with nothing to wait for that the backend models. From [`Vm::run`]: of
     /// all vCPUs.

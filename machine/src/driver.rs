@@ -250,6 +250,10 @@ impl<W: Write> Driver<W> {
             Exit::Unsupported { what } => Some(Stop::Unsupported(what)),
             // Without a PIC or an I/O APIC nothing here asks for either.
             Exit::InterruptWindow | Exit::IoApicEoi { .. } => None,
+            // Nobody here asks to hear of MSRs.
+            exit @ (Exit::MsrRead { .. } | Exit::MsrWrite { .. }) => {
+                Some(Stop::Unsupported(format!("{exit:?} for user space")))
+            }
         })
     }
 

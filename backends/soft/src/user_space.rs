@@ -1,13 +1,17 @@
 //! What user space sets of the vCPU that [`Vm::vcpu`](nvmx_core::vcpu::Vm::vcpu) was last asked for as it does with
 //! KVM: MSRs one by one, with an answer to each, and whether registers would be taken.
 
-use crate::SoftVm;
+use crate::processor::PendingRead;
+use crate::{SoftVm, state};
 use nvmx_core::apic::ApicFault;
+use nvmx_core::msr::filter::MsrFilter;
 use nvmx_core::msr::host::{self, Refused};
 use nvmx_core::msr::{MsrEffect, MsrRead};
+use nvmx_core::vcpu::BackendError;
 use nvmx_core::vmx::capability::MSR_COUNT;
 use nvmx_core::vmx::exit;
-use nvmx_core::x86::{Sregs, msr, sregs_rules};
+use nvmx_core::x86::{Exception, Sregs, msr, sregs_rules};
+use std::sync::Arc;
 
 impl SoftVm {
     /// KVM_GET_MSRS of one.
@@ -53,6 +57,27 @@ impl SoftVm {
         processor.level_changed();
         self.put();
         Ok(())
+    }
+
+    /// MSR accesses of a guest that its user space wants to hear of, with [`Exit::MsrRead`](nvmx_core::vcpu::Exit::MsrRead) and `MsrWrite`.
+    pub fn set_msr_filter(&mut self, index: usize, filter: Option<Arc<MsrFilter>>) {
+        self.processors[index].msr_filter = filter;
+    }
+
+    /// User space refuses the MSR access that waits: #GP.
+    pub fn refuse_msr(&mut self) -> nvmx_core::vcpu::Result<()> {
+        let processor = &mut self.processors[self.current];
+        let Some(PendingRead::Msr { instruction, .. }) = processor.pending_read else {
+            return Err(state::refused("refuse_msr", "no access to an MSR waits"));
+        };
+        processor.pending_read = None;
+        let fault = Exception::GENERAL_PROTECTION.into();
+        let exit = processor.settle(Err(fault), instruction.len());
+        self.put();
+        match exit {
+            None => Ok(()),
+            Some(exit) => Err(BackendError::Other(format!("refusing an MSR: {exit:?}"))),
+        }
     }
 
     /// Whether KVM_SET_SREGS takes these; `most_cr4` has the bits of CR4 that any guest may have.

@@ -273,6 +273,9 @@ impl Vcpu for SoftVm {
                 processor.complete_in(&instruction, size, value),
                 instruction.len(),
             ),
+            PendingRead::Msr { write, instruction } => {
+                (Ok(processor.complete_msr(write, value)), instruction.len())
+            }
             PendingRead::Mmio { size, instruction } => (
                 processor.complete_load(&instruction, size, value),
                 instruction.len(),

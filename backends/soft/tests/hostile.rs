@@ -30,6 +30,7 @@ fn name(exit: &Exit) -> &'static str {
     match exit {
         Exit::IoOut { .. } | Exit::IoIn { .. } => "port",
         Exit::MmioRead { .. } | Exit::MmioWrite { .. } => "MMIO",
+        Exit::MsrRead { .. } | Exit::MsrWrite { .. } => "MSR",
         Exit::Hlt => "HLT",
         Exit::Shutdown => "shutdown",
         Exit::InterruptWindow | Exit::IoApicEoi { .. } => "interrupt",

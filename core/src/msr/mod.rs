@@ -4,6 +4,7 @@
 
 mod constant;
 mod features;
+pub mod filter;
 pub mod host;
 mod memory_type;
 mod system;

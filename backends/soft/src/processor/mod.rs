@@ -19,6 +19,7 @@ mod mmio;
 mod mmu;
 mod monitor;
 mod msr;
+mod msr_access;
 mod operands;
 mod outside;
 mod selectors;
@@ -42,6 +43,7 @@ use crate::ram::Ram;
 use iced_x86::{Instruction, InstructionInfoFactory};
 use nvmx_core::apic::Apic;
 use nvmx_core::cpu::{Cpu, Interruptibility};
+use nvmx_core::msr::filter::MsrFilter;
 use nvmx_core::paging::{Regime, WalkFault};
 use nvmx_core::vcpu::{Exit, NestedEvent};
 use nvmx_core::vmx::apic_virtualization::ApicVirtualization;
@@ -50,6 +52,7 @@ use nvmx_core::vmx::exit::{ExitReason, VmExit};
 use nvmx_core::vmx::intercepts::{Intercepts, PauseLoop};
 use nvmx_core::x86::control::rflags;
 use nvmx_core::x86::{Event, Exception};
+use std::sync::Arc;
 
 /// How an interpreted instruction ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +120,13 @@ pub(crate) enum PendingRead {
         /// The instruction.
         instruction: Instruction,
     },
+    /// RDMSR, or WRMSR, whose answer has no value.
+    Msr {
+        /// WRMSR.
+        write: bool,
+        /// The instruction.
+        instruction: Instruction,
+    },
     /// A load from a device.
     Mmio {
         /// Bytes.
@@ -160,6 +170,8 @@ pub(crate) struct Processor {
     virtual_apic: apic::Pending,
     pub(crate) effects: Effects,
     pub(crate) pending_read: Option<PendingRead>,
+    /// MSR accesses of the guest that user space wants to hear of.
+    pub(crate) msr_filter: Option<Arc<MsrFilter>>,
     /// A write to a device that completing a read led to: user space sees it before anything else runs.
     pub(crate) deferred_write: Option<Exit>,
     /// Nested events that user space has not fetched.
@@ -221,6 +233,7 @@ impl Processor {
                 fpu: false,
             },
             pending_read: None,
+            msr_filter: None,
             deferred_write: None,
             events: Vec::with_capacity(256),
             event_count: 0,

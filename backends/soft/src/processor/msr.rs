@@ -27,10 +27,11 @@ impl Processor {
                     .rdmsr(&self.ram, number, instruction.len() as u32),
             )?;
         }
-        let value = self.value_of(number)?;
-        self.cpu.regs.set(Gpr::Rax, value & 0xffff_ffff);
-        self.cpu.regs.set(Gpr::Rdx, value >> 32);
-        Ok(Done::Retired)
+        self.ask_before(instruction, number, None)?;
+        match self.value_of(number) {
+            Ok(value) => Ok(self.complete_msr(false, value)),
+            Err(trap) => Err(self.ask_instead(instruction, number, None, trap)),
+        }
     }
 
     /// What a read of this MSR gives that no exit takes.
@@ -63,7 +64,9 @@ impl Processor {
                     .wrmsr(&self.ram, number, instruction.len() as u32),
             )?;
         }
-        self.assign(number, value, instruction.len())
+        self.ask_before(instruction, number, Some(value))?;
+        let outcome = self.assign(number, value, instruction.len());
+        outcome.map_err(|trap| self.ask_instead(instruction, number, Some(value), trap))
     }
 
     /// A write of an MSR that no exit takes, by an instruction that ends `length` bytes on.
