@@ -3,7 +3,7 @@
 
 use crate::errno::{Answer, Errno};
 use crate::vcpu::VcpuContext;
-use crate::vm::{MAX_VCPU_ID, MAX_VCPUS, VmContext, memory};
+use crate::vm::{MAX_VCPU_ID, MAX_VCPUS, VmContext, memory, msr_filter};
 use Offer::{Absent, Value};
 use kvm_bindings::kvm_enable_cap;
 
@@ -150,8 +150,8 @@ rows! {
     184 KVM_CAP_LAST_CPU, Absent(TO_COME), Enable::No;
     185 KVM_CAP_SMALLER_MAXPHYADDR, Absent(TO_COME), Enable::No;
     187 KVM_CAP_STEAL_TIME, Absent("no clock of KVM's in the guest"), Enable::No;
-    188 KVM_CAP_X86_USER_SPACE_MSR, Absent(TO_COME), Enable::No;
-    189 KVM_CAP_X86_MSR_FILTER, Absent(TO_COME), Enable::No;
+    188 KVM_CAP_X86_USER_SPACE_MSR, Value(1), Enable::Vm(msr_filter::enable_exits);
+    189 KVM_CAP_X86_MSR_FILTER, Value(1), Enable::No;
     190 KVM_CAP_ENFORCE_PV_FEATURE_CPUID, Absent(TO_COME), Enable::No;
     191 KVM_CAP_SYS_HYPERV_CPUID, Absent("no Hyper-V interface"), Enable::No;
     192 KVM_CAP_DIRTY_LOG_RING, Absent("the dirty log is a bitmap"), Enable::No;

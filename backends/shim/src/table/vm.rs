@@ -2,7 +2,7 @@
 
 use super::{io, ior, iow, iowr, rows};
 use crate::errno::Errno;
-use crate::vm::{create, ioeventfd, memory};
+use crate::vm::{create, ioeventfd, memory, msr_filter};
 use kvm_bindings::*;
 
 /// What is still to be written: answered as an unknown number is.
@@ -52,7 +52,7 @@ rows! { Vm;
     KVM_MEMORY_ENCRYPT_UNREG_REGION ior::<kvm_enc_region>(0xbc), "", Absent(Errno::ENOTTY, NO_ENCRYPTION);
     KVM_HYPERV_EVENTFD iow::<kvm_hyperv_eventfd>(0xbd), "KVM_CAP_HYPERV_EVENTFD", Absent(Errno::ENOTTY, "no Hyper-V interface");
     KVM_CLEAR_DIRTY_LOG iowr::<kvm_clear_dirty_log>(0xc0), "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2", Vm(memory::clear_dirty_log);
-    KVM_X86_SET_MSR_FILTER iow::<kvm_msr_filter>(0xc6), "KVM_CAP_X86_MSR_FILTER", Absent(Errno::ENOTTY, TO_COME);
+    KVM_X86_SET_MSR_FILTER iow::<kvm_msr_filter>(0xc6), "KVM_CAP_X86_MSR_FILTER", Vm(msr_filter::set);
     KVM_RESET_DIRTY_RINGS io(0xc7), "KVM_CAP_DIRTY_LOG_RING", Absent(Errno::EINVAL, "the dirty log is a bitmap");
     KVM_XEN_HVM_GET_ATTR iowr::<kvm_xen_hvm_attr>(0xc8), "KVM_CAP_XEN_HVM", Absent(Errno::ENOTTY, NO_XEN);
     KVM_XEN_HVM_SET_ATTR iow::<kvm_xen_hvm_attr>(0xc9), "KVM_CAP_XEN_HVM", Absent(Errno::ENOTTY, NO_XEN);

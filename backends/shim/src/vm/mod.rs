@@ -4,6 +4,7 @@ pub mod create;
 pub mod ioeventfd;
 mod lock;
 pub mod memory;
+pub mod msr_filter;
 
 use crate::errno::Errno;
 use crate::settings::Settings;
@@ -12,6 +13,7 @@ use ioeventfd::IoEvents;
 use lock::{FairLock, Guard};
 use memory::Memory;
 use nvmx_core::cpu::Activity;
+use nvmx_core::msr::filter::MsrFilter;
 use nvmx_soft::SoftVm;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -43,6 +45,8 @@ pub struct VmState {
     pub memory: Memory,
     /// Writes that eventfds hear of.
     pub io_events: IoEvents,
+    /// MSR accesses of the guest that the caller hears of.
+    pub msr_filter: Arc<MsrFilter>,
     /// Bits of a guest-physical address, at the most.
     pub physical_address_width: u8,
 }
@@ -67,6 +71,7 @@ impl Vm {
                 vcpus: Vec::new(),
                 memory: Memory::default(),
                 io_events: IoEvents::default(),
+                msr_filter: Arc::default(),
                 physical_address_width: settings.profile.model().physical_address_width,
             }),
             changes: Mutex::new(0),

@@ -4,12 +4,14 @@ use super::layout::{EXIT, IO_DATA};
 use crate::log;
 use crate::os::RunPages;
 use kvm_bindings::*;
+use nvmx_core::msr::filter::MsrExitReason;
 use nvmx_core::vcpu::Exit;
 use std::mem::offset_of;
 
 type Io = kvm_run__bindgen_ty_1__bindgen_ty_4;
 type Mmio = kvm_run__bindgen_ty_1__bindgen_ty_6;
 type Internal = kvm_run__bindgen_ty_1__bindgen_ty_13;
+type Msr = kvm_run__bindgen_ty_1__bindgen_ty_23;
 type FailEntry = kvm_run__bindgen_ty_1__bindgen_ty_2;
 
 /// A read whose value the caller puts into the page before it runs on.
@@ -19,11 +21,28 @@ pub struct Pending {
     at: usize,
     /// Bytes of it.
     size: u8,
+    /// Where it says that the access is refused, if it can.
+    refused_at: Option<usize>,
     /// RIP of the instruction: a caller that moves it wants no value any more.
     pub rip: u64,
 }
 
 impl Pending {
+    fn new(at: usize, size: u8, rip: u64) -> Self {
+        Self {
+            at,
+            size,
+            refused_at: None,
+            rip,
+        }
+    }
+
+    /// Whether the caller refuses the access: #GP.
+    #[must_use]
+    pub fn is_refused(&self, pages: &RunPages) -> bool {
+        self.refused_at.is_some_and(|at| pages.load::<u8>(at) != 0)
+    }
+
     /// The caller's value.
     #[must_use]
     pub fn value(&self, pages: &RunPages) -> u64 {
@@ -46,13 +65,12 @@ pub fn write(pages: &RunPages, exit: &Exit, rip: u64) -> Option<Pending> {
         }
         Exit::IoIn { port, size } => {
             io(pages, KVM_EXIT_IO_IN, port, size);
-            let at = IO_DATA;
-            (KVM_EXIT_IO, Some(Pending { at, size, rip }))
+            (KVM_EXIT_IO, Some(Pending::new(IO_DATA, size, rip)))
         }
         Exit::MmioRead { address, size } => {
             mmio(pages, address.0, size, None);
             let at = EXIT + offset_of!(Mmio, data);
-            (KVM_EXIT_MMIO, Some(Pending { at, size, rip }))
+            (KVM_EXIT_MMIO, Some(Pending::new(at, size, rip)))
         }
         Exit::MmioWrite {
             address,
@@ -61,6 +79,18 @@ pub fn write(pages: &RunPages, exit: &Exit, rip: u64) -> Option<Pending> {
         } => {
             mmio(pages, address.0, size, Some(value));
             (KVM_EXIT_MMIO, None)
+        }
+        Exit::MsrRead { number, reason } => {
+            let pending = msr(pages, number, 0, reason, rip);
+            (KVM_EXIT_X86_RDMSR, Some(pending))
+        }
+        Exit::MsrWrite {
+            number,
+            value,
+            reason,
+        } => {
+            let pending = msr(pages, number, value, reason, rip);
+            (KVM_EXIT_X86_WRMSR, Some(pending))
         }
         Exit::Hlt => (KVM_EXIT_HLT, None),
         Exit::Shutdown => (KVM_EXIT_SHUTDOWN, None),
@@ -105,6 +135,17 @@ fn mmio(pages: &RunPages, address: u64, size: u8, value: Option<u64>) {
     pages.set_exit(offset_of!(Mmio, data), value.unwrap_or(0).to_le_bytes());
     pages.set_exit(offset_of!(Mmio, len), u32::from(size));
     pages.set_exit(offset_of!(Mmio, is_write), u8::from(value.is_some()));
+}
+
+fn msr(pages: &RunPages, number: u32, value: u64, reason: MsrExitReason, rip: u64) -> Pending {
+    pages.set_exit(offset_of!(Msr, error), 0_u64);
+    pages.set_exit(offset_of!(Msr, reason), reason as u32);
+    pages.set_exit(offset_of!(Msr, index), number);
+    pages.set_exit(offset_of!(Msr, data), value);
+    Pending {
+        refused_at: Some(EXIT + offset_of!(Msr, error)),
+        ..Pending::new(EXIT + offset_of!(Msr, data), 8, rip)
+    }
 }
 
 fn internal(pages: &RunPages, suberror: u32) -> u32 {

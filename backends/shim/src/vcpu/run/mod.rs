@@ -103,8 +103,14 @@ fn complete(context: &mut VcpuContext<'_>) -> Result<(), Errno> {
         context.soft().forget_read(index);
         return Ok(());
     }
-    let value = pending.value(context.pages);
-    context.cpu().complete_read(value).map_err(|error| {
+    let answered = if pending.is_refused(context.pages) {
+        context.soft().vcpu(index);
+        context.soft().refuse_msr()
+    } else {
+        let value = pending.value(context.pages);
+        context.cpu().complete_read(value)
+    };
+    answered.map_err(|error| {
         log::line(format_args!("{error}"));
         Errno::EFAULT
     })
