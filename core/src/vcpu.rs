@@ -205,6 +205,13 @@ pub enum Exit {
         /// The vector.
         vector: u8,
     },
+    /// A breakpoint of the caller's debugger (`KVM_EXIT_DEBUG`): the exception is not delivered.
+    Debug {
+        /// #DB or #BP.
+        vector: u8,
+        /// What the exception would set in DR6.
+        payload: u64,
+    },
 }
 
 /// A nested VM entry or exit, as far as the backend can see it (`None`: it cannot).

@@ -248,9 +248,9 @@ impl<W: Write> Driver<W> {
                 Some(Stop::InternalError { suberror, message })
             }
             Exit::Unsupported { what } => Some(Stop::Unsupported(what)),
-            // Without a PIC or an I/O APIC nothing here asks for either.
-            Exit::InterruptWindow | Exit::IoApicEoi { .. } => None,
-            // Nobody here asks to hear of MSRs.
+            // Without a PIC, an I/O APIC or a debugger nothing here asks for these.
+            Exit::InterruptWindow | Exit::IoApicEoi { .. } | Exit::Debug { .. } => None,
+            // Nor to hear of MSRs.
             exit @ (Exit::MsrRead { .. } | Exit::MsrWrite { .. }) => {
                 Some(Stop::Unsupported(format!("{exit:?} for user space")))
             }

@@ -78,7 +78,7 @@ rows! {
     16 KVM_CAP_SYNC_MMU, Value(1), Enable::No;
     21 KVM_CAP_DESTROY_MEMORY_REGION_WORKS, Value(1), Enable::No;
     22 KVM_CAP_USER_NMI, Value(1), Enable::No;
-    23 KVM_CAP_SET_GUEST_DEBUG, Absent(TO_COME), Enable::No;
+    23 KVM_CAP_SET_GUEST_DEBUG, Value(1), Enable::No;
     24 KVM_CAP_REINJECT_CONTROL, Absent(TO_COME), Enable::No;
     25 KVM_CAP_IRQ_ROUTING, Absent(TO_COME), Enable::No;
     26 KVM_CAP_IRQ_INJECT_STATUS, Absent(TO_COME), Enable::No;
@@ -156,7 +156,7 @@ rows! {
     191 KVM_CAP_SYS_HYPERV_CPUID, Absent("no Hyper-V interface"), Enable::No;
     192 KVM_CAP_DIRTY_LOG_RING, Absent("the dirty log is a bitmap"), Enable::No;
     193 KVM_CAP_X86_BUS_LOCK_EXIT, Absent("bus locks are not detected"), Enable::No;
-    195 KVM_CAP_SET_GUEST_DEBUG2, Absent(TO_COME), Enable::No;
+    195 KVM_CAP_SET_GUEST_DEBUG2, Value(crate::vcpu::run::debug::VALID as i32), Enable::No;
     196 KVM_CAP_SGX_ATTRIBUTE, Absent("no SGX"), Enable::No;
     197 KVM_CAP_VM_COPY_ENC_CONTEXT_FROM, Absent("the model has no memory encryption"), Enable::No;
     199 KVM_CAP_HYPERV_ENFORCE_CPUID, Absent("no Hyper-V interface"), Enable::No;

@@ -1,6 +1,7 @@
 //! What user space asks of a processor at every exit: little, and cheap.
 
 use crate::SoftVm;
+use crate::processor::Debugger;
 use nvmx_core::cpu::{Activity, Interruptibility};
 use nvmx_core::x86::control::rflags;
 
@@ -9,6 +10,10 @@ use nvmx_core::x86::control::rflags;
 pub struct Brief {
     /// RIP.
     pub rip: u64,
+    /// The linear address that RIP stands for.
+    pub linear_rip: u64,
+    /// DR7, of the debug registers in force.
+    pub dr7: u64,
     /// RFLAGS.IF.
     pub interrupt_flag: bool,
     /// An instruction's shadow holds interrupts off.
@@ -42,6 +47,8 @@ impl SoftVm {
         let shadows = Interruptibility::STI | Interruptibility::MOV_SS;
         Brief {
             rip: cpu.regs.rip,
+            linear_rip: processor.linear_rip(),
+            dr7: processor.debug_registers().dr7,
             interrupt_flag: cpu.regs.rflags & rflags::IF != 0,
             shadow: cpu.interruptibility.intersects(shadows),
             event_waits: cpu.injected.is_some() || cpu.pending_exception.is_some(),
@@ -83,5 +90,14 @@ impl SoftVm {
     #[must_use]
     pub fn executed(&self) -> u64 {
         self.engine.env().executed()
+    }
+    /// Sets what user space's debugger waits for; panics if there is no processor with this index.
+    pub fn set_debugger(&mut self, index: usize, debugger: Debugger) {
+        let processor = &mut self.processors[index];
+        processor.debugger = debugger;
+        processor.effects.controls = true;
+        if index == self.current {
+            self.put();
+        }
     }
 }

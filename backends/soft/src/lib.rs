@@ -22,5 +22,6 @@ mod user_space;
 mod vm;
 
 pub use brief::Brief;
+pub use processor::Debugger;
 pub use slots::{MOST_VCPUS, MemorySlot, Space};
 pub use vm::SoftVm;

@@ -128,7 +128,7 @@ fn intercepts(processor: &Processor) -> Intercepts {
     }
     let debug_registers =
         |set: Intercepts| (0..8).fold(set, |set, number| set.with(Intercept::DrRead(number)));
-    if processor.cpu.debug.dr7 & dr7::GD != 0 {
+    if processor.debug_registers().dr7 & dr7::GD != 0 {
         set = debug_registers(set);
     }
     if !processor.cpu.vmx.guest_mode {

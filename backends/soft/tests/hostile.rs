@@ -35,6 +35,7 @@ fn name(exit: &Exit) -> &'static str {
         Exit::Shutdown => "shutdown",
         Exit::InterruptWindow | Exit::IoApicEoi { .. } => "interrupt",
         Exit::Budget | Exit::Stepped => "budget",
+        Exit::Debug { .. } => "not asked for",
         Exit::FailEntry { .. } => "entry",
         // The memory that they are read from is the guest's to spoil.
         Exit::InternalError { message, .. } if message.starts_with("invalid PDPTEs") => "PDPTEs",

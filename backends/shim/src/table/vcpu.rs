@@ -32,7 +32,7 @@ rows! { Vcpu;
     KVM_GET_MP_STATE ior::<kvm_mp_state>(0x98), "KVM_CAP_MP_STATE", Absent(Errno::EINVAL, TO_COME);
     KVM_SET_MP_STATE iow::<kvm_mp_state>(0x99), "KVM_CAP_MP_STATE", Absent(Errno::EINVAL, TO_COME);
     KVM_NMI io(0x9a), "KVM_CAP_USER_NMI", Vcpu(run::inject::nmi);
-    KVM_SET_GUEST_DEBUG iow::<kvm_guest_debug>(0x9b), "KVM_CAP_SET_GUEST_DEBUG", Absent(Errno::EINVAL, TO_COME);
+    KVM_SET_GUEST_DEBUG iow::<kvm_guest_debug>(0x9b), "KVM_CAP_SET_GUEST_DEBUG", Vcpu(run::debug::set);
     KVM_X86_SETUP_MCE iow::<u64>(0x9c), "KVM_CAP_MCE", Absent(Errno::EINVAL, TO_COME);
     KVM_X86_SET_MCE iow::<kvm_x86_mce>(0x9e), "KVM_CAP_MCE", Absent(Errno::EINVAL, TO_COME);
     KVM_GET_VCPU_EVENTS ior::<kvm_vcpu_events>(0x9f), "KVM_CAP_VCPU_EVENTS", Absent(Errno::EINVAL, TO_COME);

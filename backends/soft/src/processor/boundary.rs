@@ -118,7 +118,10 @@ impl Processor {
         if let Some(exit) = self.virtual_apic_trap() {
             return self.reflect(exit);
         }
-        if self.smi_comes(false) && self.cpu.pending_exception.is_none() {
+        if self.smi_comes(false)
+            && self.cpu.pending_exception.is_none()
+            && !self.debugger.blocks_interrupts
+        {
             return self.enter_smm();
         }
         if let Some(next) = self.startup_events() {
@@ -150,14 +153,16 @@ impl Processor {
         if self.in_l2() && entry::preemption_timer_expired(&self.cpu) {
             return self.reflect(VmExit::new(ExitReason::PREEMPTION_TIMER));
         }
-        if self.smi_comes(true) {
-            return self.enter_smm();
-        }
-        if let Some(next) = self.nmi() {
-            return next;
-        }
-        if let Some(next) = self.external_interrupt() {
-            return next;
+        if !self.debugger.blocks_interrupts {
+            if self.smi_comes(true) {
+                return self.enter_smm();
+            }
+            if let Some(next) = self.nmi() {
+                return next;
+            }
+            if let Some(next) = self.external_interrupt() {
+                return next;
+            }
         }
         if self.cpu.activity != Activity::Active {
             return if self.wake_by_store() {

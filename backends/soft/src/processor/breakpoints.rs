@@ -79,7 +79,7 @@ impl Processor {
     /// Whether the next instruction must be looked at by itself.
     #[inline]
     pub(crate) fn breakpoints_armed(&self) -> bool {
-        self.cpu.debug.dr7 & ENABLED != 0
+        self.debug_registers().dr7 & ENABLED != 0
     }
 
     /// Looks at the instruction that is about to run. `Some` is its #DB: a fault, with RIP at the
@@ -90,9 +90,10 @@ impl Processor {
         let suppressed = self.cpu.regs.rflags & rflags::RF != 0
             || self.cpu.interruptibility.contains(Interruptibility::MOV_SS);
         if !suppressed {
-            let payload = enabled(&self.cpu.debug)
+            let debug = self.debug_registers();
+            let payload = enabled(debug)
                 .filter(|(n, wanted, ..)| {
-                    *wanted == Wanted::Execution && self.cpu.debug.db[*n as usize] == linear
+                    *wanted == Wanted::Execution && debug.db[*n as usize] == linear
                 })
                 .fold(0, |bits, (n, ..)| bits | 1 << n);
             if payload != 0 {
@@ -103,7 +104,7 @@ impl Processor {
                 });
             }
         }
-        if enabled(&self.cpu.debug).any(|(_, wanted, ..)| wanted != Wanted::Execution) {
+        if enabled(self.debug_registers()).any(|(_, wanted, ..)| wanted != Wanted::Execution) {
             self.data_matches = self.next_accesses(linear);
         }
         None
@@ -117,7 +118,7 @@ impl Processor {
         }
     }
 
-    fn linear_rip(&self) -> u64 {
+    pub(crate) fn linear_rip(&self) -> u64 {
         if self.cpu.in_64_bit_mode() {
             self.cpu.regs.rip
         } else {
@@ -135,7 +136,7 @@ impl Processor {
         let Some(instruction) = decode::decode(&bytes[..length], bits, self.cpu.regs.rip) else {
             return 0;
         };
-        let debug = &self.cpu.debug;
+        let debug = &self.debug_registers().clone();
         let mut found = match port(&self.cpu, &instruction) {
             // Without CR4.DE the encoding is undefined: it matches nothing.
             Some((port, size)) if self.cpu.sregs.cr4 & cr4::DE != 0 => {

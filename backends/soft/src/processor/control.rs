@@ -220,7 +220,7 @@ impl Processor {
             return Err(Exception::UNDEFINED.into());
         }
         self.require_cpl0()?;
-        if self.cpu.debug.dr7 & dr7::GD != 0 {
+        if self.debug_registers().dr7 & dr7::GD != 0 {
             return Err(Exception {
                 vector: Exception::DB,
                 error_code: None,

@@ -91,6 +91,9 @@ impl Processor {
             // The IRET ends here.
             self.one_instruction = false;
         }
+        if let Some(exit) = self.taken_by_debugger(&event) {
+            return Some(exit);
+        }
         if self.cpu.sregs.cr0 & cr0::PE == 0 {
             // Real-address mode has no error codes (SDM Vol. 3C "Information for VM Exits Due to Vectored Events").
             event.error_code = None;

@@ -12,6 +12,7 @@ mod apic;
 mod boundary;
 mod breakpoints;
 mod control;
+mod debugger;
 mod events;
 mod flags;
 mod io;
@@ -32,6 +33,7 @@ mod vmx;
 mod waiting;
 mod xsave;
 
+pub use debugger::Debugger;
 pub(crate) use mmu::kind;
 pub(crate) use monitor::ENABLED as MONITOR_ENABLED;
 pub(crate) use outside::Outside;
@@ -184,6 +186,8 @@ pub(crate) struct Processor {
     pub(crate) until: u64,
     /// What comes from outside.
     pub(crate) outside: Outside,
+    /// What user space's debugger waits for.
+    pub(crate) debugger: Debugger,
     /// The line that MONITOR watches.
     monitor: monitor::Monitor,
     /// Breakpoints that the accesses of the instruction in progress match.
@@ -240,6 +244,7 @@ impl Processor {
             event_limit: u64::MAX,
             until: u64::MAX,
             outside: Outside::default(),
+            debugger: Debugger::default(),
             monitor: monitor::Monitor::default(),
             data_matches: 0,
             information: None,

@@ -6,12 +6,14 @@ use crate::os::RunPages;
 use kvm_bindings::*;
 use nvmx_core::msr::filter::MsrExitReason;
 use nvmx_core::vcpu::Exit;
+use nvmx_soft::Brief;
 use std::mem::offset_of;
 
 type Io = kvm_run__bindgen_ty_1__bindgen_ty_4;
 type Mmio = kvm_run__bindgen_ty_1__bindgen_ty_6;
 type Internal = kvm_run__bindgen_ty_1__bindgen_ty_13;
 type Msr = kvm_run__bindgen_ty_1__bindgen_ty_23;
+type Debug = kvm_debug_exit_arch;
 type FailEntry = kvm_run__bindgen_ty_1__bindgen_ty_2;
 
 /// A read whose value the caller puts into the page before it runs on.
@@ -56,7 +58,8 @@ impl Pending {
 }
 
 /// Writes an exit; answers what a read waits for.
-pub fn write(pages: &RunPages, exit: &Exit, rip: u64) -> Option<Pending> {
+pub fn write(pages: &RunPages, exit: &Exit, brief: &Brief) -> Option<Pending> {
+    let rip = brief.rip;
     let (reason, pending) = match *exit {
         Exit::IoOut { port, size, value } => {
             pages.store(IO_DATA, value.to_le_bytes());
@@ -115,6 +118,10 @@ pub fn write(pages: &RunPages, exit: &Exit, rip: u64) -> Option<Pending> {
             log::line(format_args!("unsupported: {what} (RIP {rip:#x})"));
             (internal(pages, KVM_INTERNAL_ERROR_EMULATION), None)
         }
+        Exit::Debug { vector, payload } => {
+            debug(pages, brief, vector, payload);
+            (KVM_EXIT_DEBUG, None)
+        }
         Exit::Budget | Exit::Stepped => (KVM_EXIT_UNKNOWN, None),
     };
     pages.set_exit_reason(reason);
@@ -148,6 +155,24 @@ fn msr(pages: &RunPages, number: u32, value: u64, reason: MsrExitReason, rip: u6
     }
 }
 
+/// DR6 as it is without anything: what is fixed in it (`DR6_ACTIVE_LOW`).
+const DR6_FIXED: u64 = 0xffff_0ff0;
+
+fn debug(pages: &RunPages, brief: &Brief, vector: u8, payload: u64) {
+    pages.set_exit(offset_of!(Debug, exception), u32::from(vector));
+    pages.set_exit(offset_of!(Debug, pc), brief.linear_rip);
+    // What else the pending debug exceptions hold is no bit of DR6.
+    const DR6_BITS: u64 = 0xf | 0b111 << 13;
+    let dr6 = if u32::from(vector) == 1 {
+        payload & DR6_BITS | DR6_FIXED
+    } else {
+        0
+    };
+    pages.set_exit(offset_of!(Debug, dr6), dr6);
+    let dr7 = if u32::from(vector) == 1 { brief.dr7 } else { 0 };
+    pages.set_exit(offset_of!(Debug, dr7), dr7);
+}
+
 fn internal(pages: &RunPages, suberror: u32) -> u32 {
     pages.set_exit(offset_of!(Internal, suberror), suberror);
     pages.set_exit(offset_of!(Internal, ndata), 0_u32);
@@ -159,6 +184,23 @@ mod tests {
     use super::*;
     use nvmx_core::addr::L1Phys;
 
+    const BRIEF: Brief = Brief {
+        rip: 5,
+        linear_rip: 0x105,
+        dr7: 0x402,
+        interrupt_flag: false,
+        shadow: false,
+        event_waits: false,
+        cr8: 0,
+        apic_base: 0,
+        smm: false,
+        in_l2: false,
+        interrupts_exit: false,
+        run_pending: false,
+        activity: nvmx_core::cpu::Activity::Active,
+        accepts_pic: true,
+    };
+
     #[test]
     fn a_read_waits_for_as_many_bytes_as_it_has() {
         let (pages, _) = RunPages::new().expect("memory");
@@ -166,14 +208,27 @@ mod tests {
             port: 0x60,
             size: 2,
         };
-        let pending = write(&pages, &exit, 5).expect("waits");
+        let pending = write(&pages, &exit, &BRIEF).expect("waits");
         pages.store(IO_DATA, [0x34_u8, 0x12, 0xff]);
         assert_eq!(pending.value(&pages), 0x1234);
         let address = L1Phys(0xfee0_0020);
-        let pending = write(&pages, &Exit::MmioRead { address, size: 8 }, 5).expect("waits");
+        let pending = write(&pages, &Exit::MmioRead { address, size: 8 }, &BRIEF).expect("waits");
         assert_eq!(pages.exit::<u64>(0), address.0);
         pages.set_exit(8, u64::MAX - 1);
         assert_eq!(pending.value(&pages), u64::MAX - 1);
+    }
+
+    #[test]
+    fn a_breakpoint_says_where_and_why() {
+        let (pages, _) = RunPages::new().expect("memory");
+        let exit = Exit::Debug {
+            vector: 1,
+            payload: 1 << 14 | 1 << 12,
+        };
+        assert_eq!(write(&pages, &exit, &BRIEF), None);
+        assert_eq!((pages.exit_reason(), pages.exit::<u32>(0)), (4, 1));
+        let registers = [0x105, 0xffff_4ff0, 0x402];
+        assert_eq!(pages.exit::<[u64; 3]>(8), registers);
     }
 
     #[test]
@@ -189,7 +244,7 @@ mod tests {
             (Exit::Unsupported { what }, 17),
         ];
         for (exit, number) in cases {
-            assert_eq!(write(&pages, &exit, 0), None);
+            assert_eq!(write(&pages, &exit, &BRIEF), None);
             assert_eq!(pages.exit_reason(), number, "{exit:?}");
         }
     }

@@ -5,6 +5,7 @@
 //! A vCPU that sleeps with a local APIC of ours sleeps here: guest time passes with the host's until something
 //! wakes it.
 
+pub mod debug;
 pub mod exits;
 pub mod inject;
 pub mod layout;
@@ -23,6 +24,7 @@ use kvm_bindings::{
 };
 use nvmx_core::cpu::Activity;
 use nvmx_core::vcpu::{BackendError, Budget, Exit, Vm as _};
+use nvmx_core::x86::Exception;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +32,9 @@ use std::time::Duration;
 const SLICE: u64 = 50_000;
 /// Guest time, and the host's, that a sleeping vCPU lets pass before it looks around, in nanoseconds.
 const NAP: u64 = 1_000_000;
+
+/// DR6.BS.
+const STEPPED: u64 = 1 << 14;
 
 /// What KVM_RUN keeps from one call to the next.
 #[derive(Debug, Default)]
@@ -40,6 +45,8 @@ pub struct RunState {
     pub pending: Option<Pending>,
     /// The interrupt line as the model has it.
     line: bool,
+    /// KVM_SET_GUEST_DEBUG: the guest goes step by step.
+    pub steps: bool,
 }
 
 /// How a slice ended.
@@ -163,6 +170,7 @@ fn go<'a>(
 fn slice(context: &mut VcpuContext<'_>) -> Slice {
     let index = context.index;
     let sleeps_here = context.vm.has_local_apic();
+    let steps = context.record().run.steps;
     set_line(context);
     let soft = context.soft();
     // The caller may have written to code through a mapping of its own.
@@ -173,11 +181,18 @@ fn slice(context: &mut VcpuContext<'_>) -> Slice {
         .filter(|_| sleeps_here)
         .map(|now| now.saturating_add(NAP));
     let budget = Budget {
-        instructions: Some(SLICE),
+        instructions: Some(if steps { 1 } else { SLICE }),
         until,
         ..Budget::UNLIMITED
     };
-    match context.cpu().run(budget) {
+    let outcome = context.cpu().run(budget);
+    if steps && matches!(outcome, Ok(Exit::Budget)) && context.soft().executed() != before {
+        return Slice::Exit(Exit::Debug {
+            vector: Exception::DB,
+            payload: STEPPED,
+        });
+    }
+    match outcome {
         Ok(Exit::Budget) if sleeps_here => {
             let soft = context.soft();
             let is_asleep = soft.brief(index).activity != Activity::Active;
@@ -218,8 +233,8 @@ fn show(context: &mut VcpuContext<'_>, exit: &Exit) {
         // (kvm_emulate_halt_noskip).
         let _ = context.wake();
     }
-    let rip = context.soft().brief(index).rip;
-    context.record().run.pending = exits::write(context.pages, exit, rip);
+    let brief = context.soft().brief(index);
+    context.record().run.pending = exits::write(context.pages, exit, &brief);
 }
 
 /// What the page says in the end of every run (post_kvm_run_save).
