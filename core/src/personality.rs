@@ -248,6 +248,11 @@ differences! {
         kvm: "it exits to L1"
             in "nested_vmx_l1_wants_exit"
         why: "the register is L1's alone: the processor that runs L2 has L0's";
+    UnbackedApicPage "unbacked-apic-page" "VM Entries"
+        sdm: "an entry whose APIC-access page lies outside RAM is like any other"
+        kvm: "L0 cannot carry it out: an internal error for user space, and the instruction is not done"
+            in "nested_get_vmcs12_pages"
+        why: "the processor that runs L2 needs a page of the host there, and there is none";
     AccessRights "access-rights" "VMWRITE"
         sdm: "VMWRITE of an access-rights field keeps all bits"
         kvm: "reserved bits of access rights are dropped"

@@ -214,6 +214,17 @@ pub enum Exit {
     },
 }
 
+impl Exit {
+    /// `KVM_INTERNAL_ERROR_EMULATION`: KVM's answer where it would have to do what it cannot.
+    #[must_use]
+    pub const fn emulation_failure(message: String) -> Self {
+        Self::InternalError {
+            suberror: 1,
+            message,
+        }
+    }
+}
+
 /// A nested VM entry or exit, as far as the backend can see it (`None`: it cannot).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NestedEvent {

@@ -69,13 +69,11 @@ impl Processor {
             self.pdptes_stale = false;
             if !entry::reload_pdptes(&mut self.cpu, &self.ram) {
                 // As KVM answers where the pages that L2 needs cannot be had.
-                const EMULATION: u32 = 1;
                 self.pdptes_stale = true;
-                let message = format!("invalid PDPTEs at CR3 {:#x}", self.cpu.sregs.cr3);
-                return Some(Exit::InternalError {
-                    suberror: EMULATION,
-                    message,
-                });
+                return Some(Exit::emulation_failure(format!(
+                    "invalid PDPTEs at CR3 {:#x}",
+                    self.cpu.sregs.cr3
+                )));
             }
             self.address_space_changed();
         }

@@ -8,7 +8,7 @@ use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
 use nvmx_core::addr::L1Phys;
 use nvmx_core::cpu::Interruptibility;
 use nvmx_core::personality::Difference;
-use nvmx_core::vcpu::NestedEvent;
+use nvmx_core::vcpu::{Exit, NestedEvent};
 use nvmx_core::vmx::Field;
 use nvmx_core::vmx::entry;
 use nvmx_core::vmx::ept::EptFault;
@@ -205,6 +205,12 @@ impl Processor {
                 self.cpu.tsc.ticks = self.cpu.tsc.ticks.wrapping_add(1);
                 self.entered();
                 Ok(Done::Jumped)
+            }
+            VmxResult::Unbacked => {
+                let page = self.cpu.vmx.vmcs12.get(Field::APIC_ACCESS_ADDR);
+                Err(Trap::User(Exit::emulation_failure(format!(
+                    "no RAM behind the APIC-access page at {page:#x}"
+                ))))
             }
             VmxResult::EntryFailed { exit, left } => {
                 self.cpu.tsc.ticks = self.cpu.tsc.ticks.wrapping_add(1);

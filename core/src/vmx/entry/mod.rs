@@ -77,6 +77,8 @@ pub enum EntryOutcome {
         /// What the caller has yet to do.
         left: Left,
     },
+    /// KVM cannot carry it out ([`Difference::UnbackedApicPage`]); nothing has changed.
+    Unbacked,
 }
 
 /// Executes VMLAUNCH or VMRESUME after [`check_execution`](super::instructions::check_execution):
@@ -94,7 +96,15 @@ pub fn launch_or_resume(cpu: &mut Cpu, memory: &dyn GuestMemory, kind: EntryKind
     } else {
         Phase::All
     };
-    if let Some(rule) = checks::first_failure_in(&context(cpu, memory), early, true) {
+    let failure = checks::first_failure_in(&context(cpu, memory), early, true);
+    let is_guests = |rule: &Rule| matches!(rule.class, Class::InvalidGuestState(_));
+    if failure.is_none_or(is_guests)
+        && cpu.model.as_kvm(Difference::UnbackedApicPage)
+        && has_unbacked_apic_page(cpu, memory)
+    {
+        return EntryOutcome::Unbacked;
+    }
+    if let Some(rule) = failure {
         return fail(cpu, memory, rule);
     }
     // A control that only the processor checks fails KVM's entry late, with all that was loaded
@@ -189,6 +199,13 @@ fn check_launch_state(cpu: &Cpu, kind: EntryKind) -> Result<(), EntryOutcome> {
         )),
         _ => Ok(()),
     }
+}
+
+fn has_unbacked_apic_page(cpu: &Cpu, memory: &dyn GuestMemory) -> bool {
+    let vmcs12 = &cpu.vmx.vmcs12;
+    let page = L1Phys(vmcs12.get(Field::APIC_ACCESS_ADDR));
+    active_secondary(vmcs12).contains(Secondary::VIRTUALIZE_APIC_ACCESSES)
+        && memory.read(page, &mut [0]).is_err()
 }
 
 fn fail(cpu: &mut Cpu, memory: &dyn GuestMemory, rule: &Rule) -> EntryOutcome {

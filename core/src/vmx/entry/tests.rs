@@ -48,6 +48,30 @@ fn l1_to_l2_and_back_is_a_fixed_point() {
 }
 
 #[test]
+fn kvm_cannot_enter_with_an_apic_access_page_that_is_no_ram() {
+    for (personality, page, unbacked) in [
+        (Personality::Kvm, 0x7_0000_0000, true),
+        (Personality::Sdm, 0x7_0000_0000, false),
+        (Personality::Kvm, 0x1000, false),
+    ] {
+        let (mut cpu, memory) = start();
+        Arc::make_mut(&mut cpu.model).personality = personality;
+        let secondary = u64::from(Secondary::VIRTUALIZE_APIC_ACCESSES.bits());
+        or(
+            &mut cpu,
+            Field::CPU_BASED_VM_EXEC_CONTROL,
+            u64::from(Primary::ACTIVATE_SECONDARY_CONTROLS.bits()),
+        );
+        or(&mut cpu, Field::SECONDARY_VM_EXEC_CONTROL, secondary);
+        cpu.vmx.vmcs12.set(Field::APIC_ACCESS_ADDR, page);
+        let rip = cpu.regs.rip;
+        let outcome = launch(&mut cpu, &memory);
+        assert_eq!(outcome == EntryOutcome::Unbacked, unbacked, "{outcome:?}");
+        assert_eq!(cpu.regs.rip == rip && !cpu.vmx.guest_mode, unbacked);
+    }
+}
+
+#[test]
 fn launch_conditions_in_order() {
     use InstructionError as E;
     type Change = fn(&mut Cpu);

@@ -32,6 +32,8 @@ pub enum VmxResult {
         /// What the caller has yet to do.
         left: Left,
     },
+    /// VMLAUNCH, VMRESUME: KVM cannot carry it out, since a page that L1 names is not RAM. Not done.
+    Unbacked,
 }
 
 impl VmxResult {
@@ -64,7 +66,8 @@ pub fn complete(cpu: &mut Cpu, result: &VmxResult, length: u32) {
         VmxResult::Fault(_)
         | VmxResult::Exit(_)
         | VmxResult::Entered(_)
-        | VmxResult::EntryFailed { .. } => return,
+        | VmxResult::EntryFailed { .. }
+        | VmxResult::Unbacked => return,
     };
     cpu.regs.rflags = cpu.regs.rflags & !ARITHMETIC_FLAGS | flag;
     cpu.regs.rip = cpu.next_rip(u64::from(length));

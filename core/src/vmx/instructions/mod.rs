@@ -54,5 +54,6 @@ fn entry(outcome: EntryOutcome) -> VmxResult {
         EntryOutcome::FailValid(error) => VmxResult::FailValid(error),
         EntryOutcome::Entered(entered) => VmxResult::Entered(entered),
         EntryOutcome::Failed { exit, left } => VmxResult::EntryFailed { exit, left },
+        EntryOutcome::Unbacked => VmxResult::Unbacked,
     }
 }
