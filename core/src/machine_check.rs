@@ -28,8 +28,10 @@ const FIRST: u32 = 0x400;
 
 /// The registers of a bank: control, status, address, miscellaneous.
 type Bank = [u64; 4];
+/// A bank after RESET.
+const EMPTY: Bank = [ALL, 0, 0, 0];
 
-/// The machine-check registers of a processor. The banks are in no part of a capture.
+/// The machine-check registers of a processor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineChecks {
     /// IA32_MCG_CAP.
@@ -48,7 +50,7 @@ impl Default for MachineChecks {
             capabilities: MOST_BANKS as u64,
             status: 0,
             control: ALL,
-            banks: [[ALL, 0, 0, 0]; MOST_BANKS],
+            banks: [EMPTY; MOST_BANKS],
         }
     }
 }
@@ -95,9 +97,24 @@ impl MachineChecks {
         self.status = status;
     }
 
+    /// The MSRs of the banks that hold something else than after RESET: what a capture needs of them.
+    pub fn told(&self) -> impl Iterator<Item = u32> + '_ {
+        let registers = self.banks[..self.bank_count().min(MOST_BANKS)].as_flattened();
+        let reset = EMPTY.iter().cycle();
+        (FIRST..)
+            .zip(registers.iter().zip(reset))
+            .filter(|(_, (value, reset))| value != reset)
+            .map(|(number, _)| number)
+    }
+
+    /// Puts the banks back as after RESET, before a capture's are restored.
+    pub const fn clear_banks(&mut self) {
+        self.banks = [EMPTY; MOST_BANKS];
+    }
+
     /// A register of the banks, and IA32_MCG_CTL, as user space sets it (`set_msr_mce`): any status, and a
     /// zero where IA32_MCG_CTL is not there. `None` if it is no MSR of these, `false` where it is refused.
-    pub(crate) fn restore(&mut self, number: u32, value: u64) -> Option<bool> {
+    pub fn restore(&mut self, number: u32, value: u64) -> Option<bool> {
         match number {
             IA32_MCG_STATUS => self.status = value,
             IA32_MCG_CTL if self.capabilities & CTL_P == 0 => return Some(value == 0),

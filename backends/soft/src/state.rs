@@ -24,7 +24,9 @@ const SHADOW_STI: u8 = 2;
 
 /// MSRs that a snapshot holds: those of the table that can be read.
 fn snapshot_msrs(cpu: &Cpu) -> impl Iterator<Item = u32> {
-    msr::ALL.iter().copied().chain(pmu::registers(&cpu.model))
+    let all = msr::ALL.iter().copied();
+    all.chain(pmu::registers(&cpu.model))
+        .chain(cpu.machine_checks.told())
 }
 
 /// Reads the state. The processor is in step with the engine.
@@ -53,6 +55,7 @@ pub(crate) fn read(processor: &Processor, env: &Env, parts: Parts) -> CpuState {
         // Nothing says that a store ends it, and anything may.
         _ if processor.waits_for_store() => MpState::Runnable,
         Activity::Hlt => MpState::Halted,
+        Activity::WaitForSipi if processor.outside.sipi.is_some() => MpState::SipiReceived,
         Activity::WaitForSipi => MpState::InitReceived,
         Activity::Active | Activity::Shutdown => MpState::Runnable,
     });
@@ -107,6 +110,8 @@ fn events(processor: &Processor) -> VcpuEvents {
         smi_pending: cpu.smi_pending,
         smm_inside_nmi: cpu.smm_inside_nmi,
         latched_init: processor.outside.init,
+        // It means something in wait-for-SIPI alone, with its own MP state.
+        sipi_vector: processor.outside.sipi.unwrap_or(0).into(),
         triple_fault_pending: cpu.triple_fault_pending,
         ..VcpuEvents::default()
     };
@@ -221,6 +226,13 @@ pub(crate) fn write(processor: &mut Processor, env: &mut Env, state: &CpuState) 
         write_events(processor, events);
     }
     if let Some(mp_state) = state.mp_state {
+        // As `KVM_SET_MP_STATE` does; the vector came with the events.
+        processor.outside.sipi = (mp_state == MpState::SipiReceived).then(|| {
+            state
+                .events
+                .as_ref()
+                .map_or(0, |events| events.sipi_vector as u8)
+        });
         processor.cpu.activity = match mp_state {
             MpState::Halted => Activity::Hlt,
             MpState::Runnable => Activity::Active,
@@ -300,8 +312,9 @@ fn write_msrs(processor: &mut Processor, msrs: &BTreeMap<u32, u64>) -> Result<()
                 continue;
             }
             msr::IA32_MCG_CAP => {
-                // What cannot be had stays as it is, as other MSRs do.
+                // What cannot be had stays as it is, as other MSRs do. The banks come behind it.
                 let _ = processor.cpu.machine_checks.set_up(value);
+                processor.cpu.machine_checks.clear_banks();
                 continue;
             }
             msr::IA32_MCG_STATUS => {
@@ -320,6 +333,14 @@ fn write_msrs(processor: &mut Processor, msrs: &BTreeMap<u32, u64>) -> Result<()
             // Writing it as the guest does would move the TSC.
             msr::IA32_TSC_ADJUST => {
                 processor.cpu.msrs.tsc_adjust = value;
+                continue;
+            }
+            _ if processor
+                .cpu
+                .machine_checks
+                .restore(number, value)
+                .is_some() =>
+            {
                 continue;
             }
             _ if pmu::is_register(&processor.cpu.model, number) => {

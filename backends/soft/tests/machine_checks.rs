@@ -86,3 +86,26 @@ fn a_corrected_error_is_only_recorded() {
         assert!(nest.vm.inject_machine_check(&error).is_err());
     }
 }
+
+/// What the banks tell goes with a capture, and a machine that it is restored to forgets its own.
+#[test]
+fn banks_are_in_a_capture() {
+    const STATUS_1: u32 = 0x405;
+    let mut told = spinning(true, true);
+    signal(&mut told, CORRECTED);
+    let capture = told.state();
+    let msrs = capture.msrs.clone().expect("MSRs");
+    assert_eq!(msrs.get(&STATUS_1), Some(&CORRECTED));
+    assert_eq!(
+        msrs.range(0x400..0x480).count(),
+        1,
+        "no other says anything"
+    );
+
+    let mut fresh = spinning(true, true);
+    let empty = fresh.state();
+    fresh.set_state(capture);
+    assert_eq!(fresh.state().msrs, Some(msrs));
+    fresh.set_state(empty.clone());
+    assert_eq!(fresh.state().msrs, empty.msrs);
+}

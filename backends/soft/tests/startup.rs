@@ -129,6 +129,33 @@ fn init_in_wait_for_sipi_is_lost_on_kvm_and_waits_on_silicon() {
     }
 }
 
+/// As KVM_GET_MP_STATE and KVM_SET_MP_STATE have it.
+#[test]
+fn a_sipi_that_waits_is_in_a_capture() {
+    let waiting = || {
+        let mut nest = Nest::new(&SPIN);
+        nest.set_state(CpuState {
+            mp_state: Some(MpState::InitReceived),
+            ..CpuState::default()
+        });
+        nest
+    };
+    let mut nest = waiting();
+    assert_eq!(nest.state().mp_state, Some(MpState::InitReceived));
+    send_sipi(&mut nest, 0x12);
+    let capture = nest.state();
+    assert_eq!(capture.mp_state, Some(MpState::SipiReceived));
+    let mut restored = waiting();
+    restored.set_state(capture);
+    for nest in [&mut nest, &mut restored] {
+        // Nothing is there but zeroes: ADD [BX + SI], AL.
+        let exit = nest.vm.run(Budget::instructions(1)).expect("runs");
+        assert_eq!(exit, Exit::Budget);
+        let sregs = nest.state().sregs.expect("sregs");
+        assert_eq!((sregs.cs.selector, nest.regs().rip), (0x1200, 2));
+    }
+}
+
 #[test]
 fn sipi_is_lost_where_nobody_waits_for_it() {
     let mut nest = Nest::new(&VMCALL);

@@ -2,7 +2,7 @@
 //! each carried to the other and run on, and every rule of KVM_SET_NESTED_STATE. One boot a kernel.
 //!
 //! Has its own `main`: labs boot one after the other, and the last line is the verdict. An argument
-//! picks the checks whose name contains it (`lockstep`, `cross`, `rules`, `6.12`, a guest's name).
+//! picks the checks whose name contains it (`lockstep`, `cross`, `rules`, `profiles`, `6.12`, a guest's name).
 //! Without Bochs or the cached kernels it says SKIPPED and why.
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,7 @@ mod campaign;
 mod cross;
 mod lockstep;
 mod machine;
+mod profiles;
 mod rules;
 
 use machine::OpenLab;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
             lockstep::checks(kernel),
             cross::checks(),
             rules::checks(),
+            profiles::checks(kernel),
             campaign::checks(),
         ]
         .into_iter()
