@@ -131,11 +131,10 @@ fn go<'a>(
 ) -> (Locked<'a>, Answer) {
     loop {
         if is_interrupted() {
-            vcpu.pages.set_exit_reason(if vcpu.pages.immediate_exit() {
-                KVM_EXIT_UNKNOWN
-            } else {
-                KVM_EXIT_INTR
-            });
+            // Of `immediate_exit` the page says nothing: the reason of the exit before stays, and programs read it.
+            if !vcpu.pages.immediate_exit() {
+                vcpu.pages.set_exit_reason(KVM_EXIT_INTR);
+            }
             return (state, Err(Errno::EINTR));
         }
         let slice = slice(&mut state.vcpu_context(vcpu));
