@@ -35,3 +35,9 @@ impl From<rustix::io::Errno> for Errno {
         Self(error.raw_os_error())
     }
 }
+
+impl From<nvmx_abi::Invalid> for Errno {
+    fn from(_: nvmx_abi::Invalid) -> Self {
+        Self::EINVAL
+    }
+}

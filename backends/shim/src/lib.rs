@@ -22,6 +22,7 @@ pub mod errno;
 pub mod files;
 pub mod log;
 pub mod os;
+pub mod processor;
 pub mod report;
 mod settings;
 mod shim;

@@ -51,17 +51,21 @@ pub(crate) fn read(processor: &Processor, env: &Env, parts: Parts) -> CpuState {
     state.xcr0 = has_xsave.then_some(cpu.xcr0);
     state.xsave = Some(xsave(env));
     state.events = Some(events(processor));
-    state.mp_state = Some(match cpu.activity {
+    state.mp_state = Some(mp_state(processor));
+    state.debug = Some(cpu.debug);
+    state.lapic = Some(processor.apic.to_kvm_page(cpu.tsc.l1()).to_vec());
+    state
+}
+
+pub(crate) fn mp_state(processor: &Processor) -> MpState {
+    match processor.cpu.activity {
         // Nothing says that a store ends it, and anything may.
         _ if processor.waits_for_store() => MpState::Runnable,
         Activity::Hlt => MpState::Halted,
         Activity::WaitForSipi if processor.outside.sipi.is_some() => MpState::SipiReceived,
         Activity::WaitForSipi => MpState::InitReceived,
         Activity::Active | Activity::Shutdown => MpState::Runnable,
-    });
-    state.debug = Some(cpu.debug);
-    state.lapic = Some(processor.apic.to_kvm_page(cpu.tsc.l1()).to_vec());
-    state
+    }
 }
 
 fn read_msrs(processor: &Processor) -> BTreeMap<u32, u64> {
@@ -93,7 +97,7 @@ fn read_msrs(processor: &Processor) -> BTreeMap<u32, u64> {
     msrs
 }
 
-fn xsave(env: &Env) -> Vec<u8> {
+pub(crate) fn xsave(env: &Env) -> Vec<u8> {
     let mut area = vec![0; XSAVE_SIZE];
     area[..512].copy_from_slice(&env.fxsave());
     // XSTATE_BV: x87 and SSE are there (SDM Vol. 1 "XSAVE Header").
@@ -101,7 +105,7 @@ fn xsave(env: &Env) -> Vec<u8> {
     area
 }
 
-fn events(processor: &Processor) -> VcpuEvents {
+pub(crate) fn events(processor: &Processor) -> VcpuEvents {
     let cpu = &processor.cpu;
     let mut events = VcpuEvents {
         nmi_pending: cpu.nmi_pending,

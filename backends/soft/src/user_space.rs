@@ -10,7 +10,8 @@ use nvmx_core::msr::{MsrEffect, MsrRead};
 use nvmx_core::vcpu::BackendError;
 use nvmx_core::vmx::capability::MSR_COUNT;
 use nvmx_core::vmx::exit;
-use nvmx_core::x86::{Exception, Sregs, msr, sregs_rules};
+use nvmx_core::x86::cpuid::CpuidEntry;
+use nvmx_core::x86::{DebugRegs, Exception, MpState, Sregs, VcpuEvents, msr, sregs_rules};
 use std::sync::Arc;
 
 impl SoftVm {
@@ -111,5 +112,77 @@ impl SoftVm {
             .cpu
             .machine_checks
             .set_up(capabilities)
+    }
+
+    /// KVM_GET_VCPU_EVENTS, and the other parts of [`CpuState`](nvmx_core::x86::CpuState), one at a time.
+    #[must_use]
+    pub fn events(&self) -> VcpuEvents {
+        state::events(&self.processors[self.current])
+    }
+
+    /// An exception that waits is gone, and with it L1's debug trap.
+    pub fn drop_pending_exception(&mut self) {
+        let cpu = &mut self.processors[self.current].cpu;
+        cpu.pending_exception = None;
+        if !cpu.vmx.guest_mode {
+            cpu.pending_debug = 0;
+        }
+        self.put();
+    }
+
+    /// The XSAVE area.
+    #[must_use]
+    pub fn xsave_area(&self) -> Vec<u8> {
+        state::xsave(self.engine.env())
+    }
+
+    /// XCR0.
+    #[must_use]
+    pub fn xcr0(&self) -> u64 {
+        self.processors[self.current].cpu.xcr0
+    }
+
+    /// The debug registers.
+    #[must_use]
+    pub fn debug_registers(&self) -> DebugRegs {
+        self.processors[self.current].cpu.debug
+    }
+
+    /// Whether it runs.
+    #[must_use]
+    pub fn mp_state(&self) -> MpState {
+        state::mp_state(&self.processors[self.current])
+    }
+
+    /// Whether INIT and SIPI are blocked by VMX root operation (SDM Vol. 3C "Restrictions on VMX Operation").
+    #[must_use]
+    pub fn blocks_init(&self) -> bool {
+        let vmx = &self.processors[self.current].cpu.vmx;
+        vmx.is_on() && !vmx.guest_mode
+    }
+
+    /// The register page of the local APIC.
+    #[must_use]
+    pub fn lapic_page(&self) -> Vec<u8> {
+        let processor = &self.processors[self.current];
+        processor.apic.to_kvm_page(processor.cpu.tsc.l1()).to_vec()
+    }
+
+    /// Whether the local APIC is in x2APIC mode.
+    #[must_use]
+    pub fn is_x2apic(&self) -> bool {
+        let apic = &self.processors[self.current].apic;
+        apic.is_enabled() && apic.mmio_base().is_none()
+    }
+
+    /// What a function finds in CPUID.
+    pub fn with_cpuid<T>(&self, look: impl FnOnce(&[CpuidEntry]) -> T) -> T {
+        look(&self.processors[self.current].cpu.model.cpuid)
+    }
+
+    /// L1's TSC frequency.
+    #[must_use]
+    pub fn tsc_khz(&self) -> u32 {
+        self.processors[self.current].tsc_khz
     }
 }

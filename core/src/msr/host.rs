@@ -8,6 +8,7 @@ use crate::cpu::Cpu;
 use crate::pmu;
 use crate::vmx::capability::MSR_COUNT;
 use crate::x86::control::efer;
+use crate::x86::cpuid::{self, CpuidEntry};
 use crate::x86::msr::*;
 
 /// Why user space does not get at an MSR.
@@ -94,7 +95,7 @@ pub fn write(
         IA32_BIOS_SIGN_ID => cpu.msrs.microcode = value,
         IA32_ARCH_CAPABILITIES => cpu.msrs.arch_capabilities = value,
         IA32_PERF_CAPABILITIES => {
-            let most = pmu::counters(&cpu.model).map_or(0, |_| pmu::CAPABILITIES);
+            let most = most_perf_capabilities(&cpu.model.cpuid);
             require(value & !most == 0)?;
             cpu.msrs.perf_capabilities = Some(value);
         }
@@ -145,6 +146,16 @@ pub fn write(
         }
     }
     Ok(MsrEffect::None)
+}
+
+/// IA32_PERF_CAPABILITIES that go with the counters of a CPUID.
+#[must_use]
+pub fn most_perf_capabilities(entries: &[CpuidEntry]) -> u64 {
+    const VERSION: u32 = 0xff;
+    match cpuid::lookup(entries, 0xa, 0)[0] & VERSION {
+        0 | 1 => 0,
+        _ => pmu::CAPABILITIES,
+    }
 }
 
 /// Whether IA32_APIC_BASE may hold this.

@@ -1,3 +1,5 @@
 //! What `/dev/kvm` itself answers.
 
 pub mod basics;
+pub mod cpuid;
+pub mod msrs;

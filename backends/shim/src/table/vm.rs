@@ -2,7 +2,7 @@
 
 use super::{io, ior, iow, iowr, rows};
 use crate::errno::Errno;
-use crate::vm::{create, ioeventfd, memory, msr_filter};
+use crate::vm::{create, ioeventfd, memory, msr_filter, options};
 use kvm_bindings::*;
 
 /// What is still to be written: answered as an unknown number is.
@@ -35,15 +35,15 @@ rows! { Vm;
     KVM_REINJECT_CONTROL io(0x71), "KVM_CAP_REINJECT_CONTROL", Absent(Errno::ENOTTY, TO_COME);
     KVM_IRQFD iow::<kvm_irqfd>(0x76), "KVM_CAP_IRQFD", Absent(Errno::EINVAL, "interrupts come by KVM_IRQ_LINE and KVM_SIGNAL_MSI");
     KVM_CREATE_PIT2 iow::<kvm_pit_config>(0x77), "KVM_CAP_PIT2", Absent(Errno::ENOTTY, TO_COME);
-    KVM_SET_BOOT_CPU_ID io(0x78), "KVM_CAP_SET_BOOT_CPU_ID", Absent(Errno::ENOTTY, TO_COME);
+    KVM_SET_BOOT_CPU_ID io(0x78), "KVM_CAP_SET_BOOT_CPU_ID", Vm(options::set_boot_cpu_id);
     KVM_IOEVENTFD iow::<kvm_ioeventfd>(0x79), "KVM_CAP_IOEVENTFD", Vm(ioeventfd::ioeventfd);
     KVM_XEN_HVM_CONFIG iow::<kvm_xen_hvm_config>(0x7a), "KVM_CAP_XEN_HVM", Absent(Errno::ENOTTY, NO_XEN);
     KVM_SET_CLOCK iow::<kvm_clock_data>(0x7b), "KVM_CAP_ADJUST_CLOCK", Absent(Errno::ENOTTY, TO_COME);
     KVM_GET_CLOCK ior::<kvm_clock_data>(0x7c), "KVM_CAP_ADJUST_CLOCK", Absent(Errno::ENOTTY, TO_COME);
     KVM_GET_PIT2 ior::<kvm_pit_state2>(0x9f), "KVM_CAP_PIT_STATE2", Absent(Errno::ENOTTY, TO_COME);
     KVM_SET_PIT2 iow::<kvm_pit_state2>(0xa0), "KVM_CAP_PIT_STATE2", Absent(Errno::ENOTTY, TO_COME);
-    KVM_SET_TSC_KHZ io(0xa2), "KVM_CAP_VM_TSC_CONTROL", Absent(Errno::ENOTTY, TO_COME);
-    KVM_GET_TSC_KHZ io(0xa3), "KVM_CAP_GET_TSC_KHZ", Absent(Errno::ENOTTY, TO_COME);
+    KVM_SET_TSC_KHZ io(0xa2), "KVM_CAP_VM_TSC_CONTROL", Vm(options::set_tsc_khz);
+    KVM_GET_TSC_KHZ io(0xa3), "KVM_CAP_GET_TSC_KHZ", Vm(options::get_tsc_khz);
     KVM_ENABLE_CAP iow::<kvm_enable_cap>(0xa3), "KVM_CAP_ENABLE_CAP_VM", Vm(create::enable_cap);
     KVM_SIGNAL_MSI iow::<kvm_msi>(0xa5), "KVM_CAP_SIGNAL_MSI", Absent(Errno::ENOTTY, TO_COME);
     KVM_SET_PMU_EVENT_FILTER iow::<kvm_pmu_event_filter>(0xb2), "KVM_CAP_PMU_EVENT_FILTER", Absent(Errno::ENOTTY, TO_COME);

@@ -1,10 +1,21 @@
 //! A virtual CPU: its number, its shared pages, and what the kernel keeps for it.
 
 pub mod basics;
+pub mod cpuid;
+pub mod events;
+pub mod lapic;
+pub mod msrs;
+pub mod nested;
+pub mod registers;
 pub mod run;
+pub mod time;
+pub mod units;
 
+use crate::errno::Errno;
 use crate::os::RunPages;
 use crate::vm::{Vm, VmState};
+use kvm_bindings::kvm_cpuid_entry2;
+use nvmx_core::vcpu::Parts;
 use nvmx_core::x86::{CpuState, MpState};
 use nvmx_soft::SoftVm;
 use run::RunState;
@@ -28,6 +39,12 @@ pub struct VcpuState {
     pub id: u32,
     /// What KVM_RUN keeps.
     pub run: RunState,
+    /// It has run: what it can do stays as it is.
+    pub has_run: bool,
+    /// CPUID as the caller set it.
+    pub cpuid: Vec<kvm_cpuid_entry2>,
+    /// The caller put it into the state that INIT leaves.
+    pub was_reset_by_init: bool,
 }
 
 /// A vCPU of a VM that is locked, for a handler.
@@ -73,6 +90,9 @@ impl VcpuState {
         Self {
             id,
             run: RunState::default(),
+            has_run: false,
+            cpuid: Vec::new(),
+            was_reset_by_init: false,
         }
     }
 }
@@ -90,6 +110,24 @@ impl<'a> VcpuContext<'a> {
     pub fn cpu(&mut self) -> &mut dyn nvmx_core::vcpu::Vcpu {
         let index = self.index;
         nvmx_core::vcpu::Vm::vcpu(self.soft(), index)
+    }
+
+    /// The model, with this vCPU as the one that its methods mean.
+    pub fn model(&mut self) -> &mut SoftVm {
+        let index = self.index;
+        let soft = self.soft();
+        nvmx_core::vcpu::Vm::vcpu(soft, index);
+        soft
+    }
+
+    /// Reads its state.
+    pub fn state(&mut self, parts: Parts) -> Result<CpuState, Errno> {
+        self.cpu().state(parts).map_err(|_| Errno::EIO)
+    }
+
+    /// Sets the parts of its state that are there; what the model refuses is EINVAL.
+    pub fn set_state(&mut self, state: &CpuState) -> Result<(), Errno> {
+        self.cpu().set_state(state).map_err(|_| Errno::EINVAL)
     }
 
     /// The model.

@@ -40,14 +40,8 @@ pub fn create_vcpu(shim: &Shim, vm: &Arc<Vm>, _: User, argument: u64) -> Answer 
     state.soft.0.add_vcpu(apic_id).map_err(|_| Errno::EINVAL)?;
     state.vcpus.push(VcpuState::new(id));
     state.msr_filter_changed();
+    state.start_vcpu(index)?;
     let vcpu = Arc::new(Vcpu::new(Arc::clone(vm), index, pages));
-    if !state.has_local_apic() {
-        // Without a local APIC none waits for SIPI (kvm_arch_vcpu_create).
-        state
-            .vcpu_context(&vcpu)
-            .wake()
-            .map_err(|_| Errno::EINVAL)?;
-    }
     drop(state);
     shim.enter(fd, Object::Vcpu(vcpu));
     Ok(fd)

@@ -5,8 +5,10 @@ pub mod ioeventfd;
 mod lock;
 pub mod memory;
 pub mod msr_filter;
+pub mod options;
 
 use crate::errno::Errno;
+use crate::processor::Offered;
 use crate::settings::Settings;
 use crate::vcpu::{Vcpu, VcpuContext, VcpuState};
 use ioeventfd::IoEvents;
@@ -14,7 +16,10 @@ use lock::{FairLock, Guard};
 use memory::Memory;
 use nvmx_core::cpu::Activity;
 use nvmx_core::msr::filter::MsrFilter;
+use nvmx_core::vcpu::Parts;
+use nvmx_core::x86::{CpuState, MpState, msr};
 use nvmx_soft::SoftVm;
+use options::Options;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -49,6 +54,10 @@ pub struct VmState {
     pub msr_filter: Arc<MsrFilter>,
     /// Bits of a guest-physical address, at the most.
     pub physical_address_width: u8,
+    /// The processor that its vCPUs may be.
+    pub offered: Arc<Offered>,
+    /// What its caller chose.
+    pub options: Options,
 }
 
 /// A VM that is locked, for a handler.
@@ -73,6 +82,8 @@ impl Vm {
                 io_events: IoEvents::default(),
                 msr_filter: Arc::default(),
                 physical_address_width: settings.profile.model().physical_address_width,
+                offered: Arc::new(Offered::new(settings.profile)),
+                options: Options::default(),
             }),
             changes: Mutex::new(0),
             changed: Condvar::new(),
@@ -163,6 +174,49 @@ impl VmState {
     #[must_use]
     pub fn has_pic(&self) -> bool {
         false
+    }
+
+    /// A vCPU that was just made is as KVM's are (kvm_arch_vcpu_create, kvm_vcpu_reset): no CPUID, VMX not yet
+    /// enabled by firmware, and at work if it is the first or nobody could start it.
+    pub fn start_vcpu(&mut self, index: usize) -> Result<(), Errno> {
+        /// IA32_MISC_ENABLE: no branch-trace store, no PEBS.
+        const MISC_ENABLE: u64 = 0b11 << 11;
+        /// IA32_APIC_BASE: the bootstrap processor.
+        const BOOTSTRAP: u64 = 1 << 8;
+        let is_first = self.vcpus[index].id == self.options.boot_cpu;
+        let works = is_first || !self.has_local_apic();
+        let offered = Arc::clone(&self.offered);
+        let arch_capabilities = offered.arch_capabilities;
+        let soft = &mut self.soft.0;
+        let vcpu = nvmx_core::vcpu::Vm::vcpu(soft, index);
+        let mut sregs = vcpu
+            .state(Parts::Registers)
+            .ok()
+            .and_then(|state| state.sregs);
+        if let Some(sregs) = &mut sregs {
+            sregs.apic_base &= !BOOTSTRAP;
+            sregs.apic_base |= if is_first { BOOTSTRAP } else { 0 };
+        }
+        let start = CpuState {
+            tsc_khz: Some(self.options.tsc_khz),
+            sregs,
+            mp_state: Some(if works {
+                MpState::Runnable
+            } else {
+                MpState::Uninitialized
+            }),
+            ..offered.state_at_start()
+        };
+        vcpu.set_state(&start).map_err(|_| Errno::ENOMEM)?;
+        for (number, value) in [
+            (msr::IA32_ARCH_CAPABILITIES, arch_capabilities),
+            (msr::IA32_FEATURE_CONTROL, 0),
+            (msr::IA32_MISC_ENABLE, MISC_ENABLE),
+        ] {
+            soft.write_msr(&offered.vmx, number, value)
+                .map_err(|_| Errno::ENOMEM)?;
+        }
+        Ok(())
     }
 
     /// Whether a vCPU other than this one sleeps and would not any more.

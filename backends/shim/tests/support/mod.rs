@@ -46,6 +46,7 @@ impl Memory {
 /// A VM with one page of code at the reset vector, and the vCPUs that were asked for.
 pub(crate) struct Guest {
     pub(crate) shim: Arc<Shim>,
+    pub(crate) system: i32,
     pub(crate) vm: i32,
     pub(crate) vcpus: Vec<i32>,
     pub(crate) code: Memory,
@@ -72,6 +73,7 @@ impl Guest {
             .collect();
         Self {
             shim,
+            system,
             vm,
             vcpus,
             code: page,

@@ -170,6 +170,7 @@ fn slice(context: &mut VcpuContext<'_>) -> Slice {
     let index = context.index;
     let sleeps_here = context.vm.has_local_apic();
     let steps = context.record().run.steps;
+    context.record().has_run = true;
     set_line(context);
     let soft = context.soft();
     // The caller may have written to code through a mapping of its own.
