@@ -45,6 +45,21 @@ pub struct IoApic {
     refused: u32,
 }
 
+/// What an I/O APIC holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// Its id.
+    pub id: u32,
+    /// The register that the window shows.
+    pub selected: u8,
+    /// The redirection table.
+    pub entries: [u64; PINS as usize],
+    /// Levels of the inputs.
+    pub lines: u32,
+    /// Edges that wait to be sent.
+    pub edges: u32,
+}
+
 impl Default for IoApic {
     fn default() -> Self {
         Self::new()
@@ -63,6 +78,37 @@ impl IoApic {
             edges: 0,
             refused: 0,
         }
+    }
+
+    /// What it holds.
+    #[must_use]
+    pub const fn state(&self) -> State {
+        State {
+            id: self.id,
+            selected: self.selected,
+            entries: self.entries,
+            lines: self.lines,
+            edges: self.edges,
+        }
+    }
+
+    /// Puts a state back. Levels that nobody took are tried again.
+    pub fn set_state(&mut self, state: &State) {
+        const INPUTS: u32 = (1 << PINS) - 1;
+        *self = Self {
+            id: state.id & 0xf,
+            selected: state.selected,
+            entries: state.entries.map(|entry| entry & DEFINED),
+            lines: state.lines & INPUTS,
+            edges: state.edges & INPUTS,
+            refused: 0,
+        };
+    }
+
+    /// The redirection entry of a pin.
+    #[must_use]
+    pub fn entry(&self, pin: u8) -> Option<u64> {
+        self.entries.get(usize::from(pin)).copied()
     }
 
     /// Sets the level of an input. An edge at a masked pin is lost, as the manual says.
@@ -216,6 +262,21 @@ mod tests {
         let message = apic.next_message()?;
         apic.sent(&message, true);
         Some(message)
+    }
+
+    #[test]
+    fn a_state_put_back_goes_on() {
+        let mut apic = IoApic::new();
+        set(&mut apic, 3, 0x30);
+        set(&mut apic, 5, LEVEL | 0x50);
+        apic.set_line(3, true);
+        apic.set_line(5, true);
+        let mut other = IoApic::new();
+        other.set_state(&apic.state());
+        assert_eq!(other.state(), apic.state());
+        for _ in 0..3 {
+            assert_eq!(send(&mut other), send(&mut apic));
+        }
     }
 
     #[test]

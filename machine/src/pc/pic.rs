@@ -12,35 +12,57 @@ const SPURIOUS: u8 = 7;
 
 /// What the next write to the odd port is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Expects {
+pub enum Expects {
     /// OCW1, the mask.
     #[default]
     Mask,
+    /// The vector of line 0.
     Icw2,
+    /// Where the other chip is.
     Icw3,
+    /// Modes.
     Icw4,
 }
 
-#[derive(Debug, Clone, Default)]
-struct Chip {
-    lines: u8,
-    irr: u8,
-    isr: u8,
-    imr: u8,
-    elcr: u8,
-    base: u8,
-    expects: Expects,
-    needs_icw4: bool,
-    single: bool,
-    auto_eoi: bool,
-    rotates_on_auto_eoi: bool,
-    special_mask: bool,
-    special_fully_nested: bool,
+/// State of one of the two.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Chip {
+    /// Levels of the inputs.
+    pub lines: u8,
+    /// Requests.
+    pub irr: u8,
+    /// In service.
+    pub isr: u8,
+    /// Masked.
+    pub imr: u8,
+    /// Level-triggered.
+    pub elcr: u8,
+    /// Vector of line 0.
+    pub base: u8,
+    /// What the next write to the odd port is.
+    pub expects: Expects,
+    /// The initialisation has a fourth word.
+    pub needs_icw4: bool,
+    /// It has no third.
+    pub single: bool,
+    /// The acknowledge cycle ends the interrupt.
+    pub auto_eoi: bool,
+    /// And rotates the priorities.
+    pub rotates_on_auto_eoi: bool,
+    /// Masked lines in service do not hold others back.
+    pub special_mask: bool,
+    /// The slave may interrupt itself.
+    pub special_fully_nested: bool,
     /// The line with the highest priority.
-    first: u8,
-    reads_isr: bool,
-    polled: bool,
+    pub first: u8,
+    /// The even port reads ISR.
+    pub reads_isr: bool,
+    /// The next read is a poll.
+    pub polled: bool,
 }
+
+/// Lines whose trigger mode may be changed, of the master and of the slave.
+pub const TRIGGER_MODES: [u8; 2] = ELCR_WRITABLE;
 
 impl Chip {
     fn set_line(&mut self, line: u8, high: bool) {
@@ -215,6 +237,21 @@ impl Pic {
         }
     }
 
+    /// The state of master and slave.
+    #[must_use]
+    pub const fn state(&self) -> &[Chip; 2] {
+        &self.chips
+    }
+
+    /// Puts a state back.
+    pub fn set_state(&mut self, state: [Chip; 2]) {
+        self.chips = state;
+        for chip in &mut self.chips {
+            chip.first &= 7;
+        }
+        self.cascade();
+    }
+
     /// Sets the level of an interrupt line, 0 to 15. Line 2 is the cascade and no input.
     pub fn set_line(&mut self, irq: u8, high: bool) {
         if irq < 16 && irq != CASCADE {
@@ -244,8 +281,11 @@ impl Pic {
     pub fn acknowledge(&mut self) -> u8 {
         let [master, slave] = &mut self.chips;
         let vector = match master.acknowledge() {
-            Some(CASCADE) => slave.base + slave.acknowledge().unwrap_or(SPURIOUS),
-            line => master.base + line.unwrap_or(SPURIOUS),
+            Some(CASCADE) => {
+                let line = slave.acknowledge().unwrap_or(SPURIOUS);
+                slave.base.wrapping_add(line)
+            }
+            line => master.base.wrapping_add(line.unwrap_or(SPURIOUS)),
         };
         self.cascade();
         vector
@@ -445,6 +485,22 @@ mod tests {
         pic.write(0x20, 0x20);
         pic.write(0x20, 0x0b);
         assert_eq!(pic.read(0x20), 1 << 1, "the masked level did not end");
+    }
+
+    #[test]
+    fn a_state_put_back_goes_on() {
+        let mut pic = initialised(1);
+        pic.set_line(9, true);
+        pic.set_line(3, true);
+        pic.acknowledge();
+        let mut other = Pic::new();
+        other.set_state(pic.state().clone());
+        assert_eq!(other.state(), pic.state());
+        for end in [0x20, 0x20] {
+            assert_eq!(other.acknowledge(), pic.acknowledge());
+            other.write(0x20, end);
+            pic.write(0x20, end);
+        }
     }
 
     #[test]

@@ -20,24 +20,33 @@ fn time(tick: u64) -> u64 {
     u64::try_from(time).unwrap_or(u64::MAX)
 }
 
-#[derive(Debug, Clone, Default)]
-struct Channel {
-    mode: u8,
-    bcd: bool,
+/// State of one channel.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Channel {
+    /// 0 to 5.
+    pub mode: u8,
+    /// It counts in decimal.
+    pub bcd: bool,
     /// Which bytes of the count are read and written: 1 low, 2 high, 3 low then high.
-    access: u8,
+    pub access: u8,
     /// Ticks of a period, 1 to 0x10000.
-    reload: u64,
+    pub reload: u64,
     /// Tick at which the count was loaded; `None` while the counter waits for a count or a trigger.
-    start: Option<u64>,
+    pub start: Option<u64>,
     /// Ticks counted when the gate closed.
-    frozen: Option<u64>,
-    gate: bool,
-    null_count: bool,
-    low_written: Option<u8>,
-    high_next: bool,
-    latched: Option<u16>,
-    latched_status: Option<u8>,
+    pub frozen: Option<u64>,
+    /// The gate is open.
+    pub gate: bool,
+    /// A count has been written since the control word.
+    pub null_count: bool,
+    /// The low byte, while the high one is awaited.
+    pub low_written: Option<u8>,
+    /// The next byte that is read is the high one.
+    pub high_next: bool,
+    /// The count as it was latched.
+    pub latched: Option<u16>,
+    /// The status as it was latched.
+    pub latched_status: Option<u8>,
 }
 
 impl Channel {
@@ -263,6 +272,51 @@ impl Pit {
         }
     }
 
+    /// As after power-up: no channel counts.
+    #[must_use]
+    pub fn idle() -> Self {
+        let mut pit = Self::new();
+        for channel in &mut pit.channels {
+            channel.mode = 0;
+            channel.start = None;
+        }
+        pit
+    }
+
+    /// The state of the three channels, and whether the speaker is on.
+    #[must_use]
+    pub const fn state(&self) -> (&[Channel; 3], bool) {
+        (&self.channels, self.speaker)
+    }
+
+    /// Puts a state back that was so at guest time `now`. What no channel can be is made what is nearest.
+    pub fn set_state(&mut self, now: u64, channels: [Channel; 3], speaker: bool) {
+        self.channels = channels;
+        for channel in &mut self.channels {
+            channel.mode = channel.mode.min(5);
+            channel.reload = channel.reload.clamp(1, 0x10000);
+        }
+        self.speaker = speaker;
+        self.seen = tick(now);
+        self.edge = false;
+    }
+
+    /// Loads a channel's count anew at guest time `now`.
+    pub fn restart(&mut self, now: u64, channel: usize) {
+        self.advance(now);
+        let tick = tick(now);
+        if let Some(channel) = self.channels.get_mut(channel) {
+            channel.start = Some(tick + 1);
+            channel.frozen = (!channel.gate).then_some(0);
+        }
+    }
+
+    /// Guest time of a channel's start.
+    #[must_use]
+    pub fn started(&self, channel: usize) -> Option<u64> {
+        self.channels.get(channel)?.start.map(time)
+    }
+
     /// Lets time pass.
     pub fn advance(&mut self, now: u64) {
         let tick = tick(now);
@@ -354,6 +408,18 @@ impl Pit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_put_back_goes_on() {
+        let mut pit = loaded(0x34, 0x40, 1000);
+        pit.advance(100_000);
+        let mut other = Pit::idle();
+        assert_eq!(other.deadline(), None);
+        let (channels, speaker) = pit.state();
+        other.set_state(100_000, channels.clone(), speaker);
+        assert_eq!(other.deadline(), pit.deadline());
+        assert_eq!(other.read(200_000, 0x40), pit.read(200_000, 0x40));
+    }
 
     fn loaded(control: u8, port: u16, count: u16) -> Pit {
         let mut pit = Pit::new();
