@@ -76,7 +76,7 @@ impl List {
 
     #[track_caller]
     fn expect(&mut self, reason: u32, left: u64) {
-        let control = u64::from(Tertiary::ENABLE_MSR_LIST_INSTRUCTIONS.bits());
+        let control = Tertiary::ENABLE_MSR_LIST_INSTRUCTIONS.bits();
         let entry = self.enter(control);
         let info = self.nest.get(Field::VM_EXIT_INTR_INFO);
         assert_eq!(entry, Entry::Exit(reason), "{info:#x}");
