@@ -107,7 +107,7 @@ rows! {
     61 KVM_CAP_GET_TSC_KHZ, Value(1), Enable::No;
     66 KVM_CAP_MAX_VCPUS, Value(MAX_VCPUS), Enable::No;
     72 KVM_CAP_TSC_DEADLINE_TIMER, Value(1), Enable::No;
-    74 KVM_CAP_SYNC_REGS, Absent(TO_COME), Enable::No;
+    74 KVM_CAP_SYNC_REGS, Value(crate::vcpu::run::sync::FIELDS as i32), Enable::No;
     76 KVM_CAP_KVMCLOCK_CTRL, Absent("no clock of KVM's in the guest"), Enable::No;
     77 KVM_CAP_SIGNAL_MSI, Absent(TO_COME), Enable::No;
     81 KVM_CAP_READONLY_MEM, Value(1), Enable::No;

@@ -10,6 +10,7 @@ pub mod exits;
 pub mod inject;
 pub mod layout;
 pub mod signal_mask;
+pub mod sync;
 
 use crate::errno::{Answer, Errno};
 use crate::log::{self, Detail};
@@ -81,6 +82,8 @@ pub fn run(shim: &Shim, vcpu: &Arc<Vcpu>, _: User, argument: u64) -> Answer {
 /// What comes before the guest runs: inputs of the page, and the value that a read waits for.
 fn begin(context: &mut VcpuContext<'_>) -> Result<(), Errno> {
     context.pages.set_flags(0);
+    sync::check(context.pages)?;
+    sync::load(context)?;
     if !context.vm.has_local_apic() {
         set_cr8(context, context.pages.cr8())?;
     }
@@ -241,6 +244,8 @@ fn show(context: &mut VcpuContext<'_>, exit: &Exit) {
 fn finish(shim: &Shim, vcpu: &Arc<Vcpu>, mut state: Locked<'_>) {
     let mut context = state.vcpu_context(vcpu);
     let index = context.index;
+    // What cannot be read was not asked for.
+    let _ = sync::store(&mut context);
     let brief = context.soft().brief(index);
     let pages = context.pages;
     pages.set_if_flag(u8::from(brief.interrupt_flag));
