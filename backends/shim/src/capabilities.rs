@@ -3,7 +3,7 @@
 
 use crate::errno::{Answer, Errno};
 use crate::vcpu::VcpuContext;
-use crate::vm::{MAX_VCPU_ID, MAX_VCPUS, VmContext, memory, msr_filter, options};
+use crate::vm::{MAX_VCPU_ID, MAX_VCPUS, VmContext, irqchip, memory, msr_filter, options};
 use Offer::{Absent, Value};
 use kvm_bindings::kvm_enable_cap;
 use nvmx_core::nested::MAX_STATE_SIZE;
@@ -62,7 +62,7 @@ macro_rules! rows {
 }
 
 rows! {
-    0 KVM_CAP_IRQCHIP, Absent(TO_COME), Enable::No;
+    0 KVM_CAP_IRQCHIP, Value(1), Enable::No;
     1 KVM_CAP_HLT, Value(1), Enable::No;
     2 KVM_CAP_MMU_SHADOW_CACHE_CONTROL, Value(1), Enable::No;
     3 KVM_CAP_USER_MEMORY, Value(1), Enable::No;
@@ -72,7 +72,7 @@ rows! {
     8 KVM_CAP_CLOCKSOURCE, Absent("no clock of KVM's in the guest"), Enable::No;
     9 KVM_CAP_NR_VCPUS, Value(MAX_VCPUS), Enable::No;
     10 KVM_CAP_NR_MEMSLOTS, Value(memory::USER_SLOTS as i32), Enable::No;
-    11 KVM_CAP_PIT, Absent(TO_COME), Enable::No;
+    11 KVM_CAP_PIT, Value(1), Enable::No;
     12 KVM_CAP_NOP_IO_DELAY, Value(1), Enable::No;
     14 KVM_CAP_MP_STATE, Value(1), Enable::No;
     15 KVM_CAP_COALESCED_MMIO, Absent("writes are not gathered: each is an exit"), Enable::No;
@@ -80,15 +80,15 @@ rows! {
     21 KVM_CAP_DESTROY_MEMORY_REGION_WORKS, Value(1), Enable::No;
     22 KVM_CAP_USER_NMI, Value(1), Enable::No;
     23 KVM_CAP_SET_GUEST_DEBUG, Value(1), Enable::No;
-    24 KVM_CAP_REINJECT_CONTROL, Absent(TO_COME), Enable::No;
-    25 KVM_CAP_IRQ_ROUTING, Absent(TO_COME), Enable::No;
-    26 KVM_CAP_IRQ_INJECT_STATUS, Absent(TO_COME), Enable::No;
+    24 KVM_CAP_REINJECT_CONTROL, Value(1), Enable::No;
+    25 KVM_CAP_IRQ_ROUTING, Value(irqchip::routing::MOST as i32), Enable::No;
+    26 KVM_CAP_IRQ_INJECT_STATUS, Value(1), Enable::No;
     30 KVM_CAP_JOIN_MEMORY_REGIONS_WORKS, Value(1), Enable::No;
     31 KVM_CAP_MCE, Value(32), Enable::No;
     32 KVM_CAP_IRQFD, Absent("interrupts come by KVM_IRQ_LINE and KVM_SIGNAL_MSI"), Enable::No;
-    33 KVM_CAP_PIT2, Absent(TO_COME), Enable::No;
+    33 KVM_CAP_PIT2, Value(1), Enable::No;
     34 KVM_CAP_SET_BOOT_CPU_ID, Value(1), Enable::No;
-    35 KVM_CAP_PIT_STATE2, Absent(TO_COME), Enable::No;
+    35 KVM_CAP_PIT_STATE2, Value(1), Enable::No;
     36 KVM_CAP_IOEVENTFD, Value(1), Enable::No;
     37 KVM_CAP_SET_IDENTITY_MAP_ADDR, Value(1), Enable::No;
     38 KVM_CAP_XEN_HVM, Absent("no Xen interface"), Enable::No;
@@ -109,7 +109,7 @@ rows! {
     72 KVM_CAP_TSC_DEADLINE_TIMER, Value(1), Enable::No;
     74 KVM_CAP_SYNC_REGS, Value(crate::vcpu::run::sync::FIELDS as i32), Enable::No;
     76 KVM_CAP_KVMCLOCK_CTRL, Absent("no clock of KVM's in the guest"), Enable::No;
-    77 KVM_CAP_SIGNAL_MSI, Absent(TO_COME), Enable::No;
+    77 KVM_CAP_SIGNAL_MSI, Value(1), Enable::No;
     81 KVM_CAP_READONLY_MEM, Value(1), Enable::No;
     82 KVM_CAP_IRQFD_RESAMPLE, Absent("interrupts come by KVM_IRQ_LINE and KVM_SIGNAL_MSI"), Enable::No;
     89 KVM_CAP_DEVICE_CTRL, Value(1), Enable::No;
@@ -123,7 +123,7 @@ rows! {
     116 KVM_CAP_DISABLE_QUIRKS, Value(1), Enable::Vm(options::disable_quirks);
     117 KVM_CAP_X86_SMM, Value(1), Enable::No;
     118 KVM_CAP_MULTI_ADDRESS_SPACE, Value(memory::ADDRESS_SPACES as i32), Enable::No;
-    121 KVM_CAP_SPLIT_IRQCHIP, Absent(TO_COME), Enable::No;
+    121 KVM_CAP_SPLIT_IRQCHIP, Value(1), Enable::Vm(irqchip::ioctls::split);
     122 KVM_CAP_IOEVENTFD_ANY_LENGTH, Value(1), Enable::No;
     123 KVM_CAP_HYPERV_SYNIC, Absent("no Hyper-V interface"), Enable::No;
     127 KVM_CAP_VCPU_ATTRIBUTES, Value(1), Enable::No;

@@ -48,6 +48,7 @@ plain!(
     kvm_msi,
     kvm_msr_entry,
     kvm_msr_filter,
+    kvm_pic_state,
     kvm_pit_config,
     kvm_pit_state,
     kvm_pit_state2,

@@ -37,6 +37,11 @@ pub fn create_vcpu(shim: &Shim, vm: &Arc<Vm>, _: User, argument: u64) -> Answer 
     }
     let apic_id = u8::try_from(id).map_err(|_| Errno::EINVAL)?;
     let (pages, fd) = RunPages::new()?;
+    if !state.has_local_apic() {
+        state.soft.0.leave_out_local_apics();
+    }
+    let bootstrap = state.options.boot_cpu as u8;
+    state.soft.0.set_bootstrap(bootstrap);
     state.soft.0.add_vcpu(apic_id).map_err(|_| Errno::EINVAL)?;
     state.vcpus.push(VcpuState::new(id));
     state.msr_filter_changed();

@@ -2,6 +2,7 @@
 
 pub mod create;
 pub mod ioeventfd;
+pub mod irqchip;
 mod lock;
 pub mod memory;
 pub mod msr_filter;
@@ -12,6 +13,8 @@ use crate::processor::Offered;
 use crate::settings::Settings;
 use crate::vcpu::{Vcpu, VcpuContext, VcpuState};
 use ioeventfd::IoEvents;
+use irqchip::Irqchip;
+use irqchip::routing::Routes;
 use lock::{FairLock, Guard};
 use memory::Memory;
 use nvmx_core::cpu::Activity;
@@ -58,6 +61,10 @@ pub struct VmState {
     pub offered: Arc<Offered>,
     /// What its caller chose.
     pub options: Options,
+    /// Interrupt controllers.
+    pub irqchip: Irqchip,
+    /// Where interrupt lines lead.
+    pub routes: Routes,
 }
 
 /// A VM that is locked, for a handler.
@@ -84,6 +91,8 @@ impl Vm {
                 physical_address_width: settings.profile.model().physical_address_width,
                 offered: Arc::new(Offered::new(settings.profile)),
                 options: Options::default(),
+                irqchip: Irqchip::None,
+                routes: Routes::default(),
             }),
             changes: Mutex::new(0),
             changed: Condvar::new(),
@@ -167,13 +176,13 @@ impl VmState {
     /// Whether the vCPUs have local APICs of ours: an irqchip in the kernel, split or whole.
     #[must_use]
     pub fn has_local_apic(&self) -> bool {
-        false
+        !matches!(self.irqchip, Irqchip::None)
     }
 
     /// Whether the PIC and the I/O APIC are ours, too.
     #[must_use]
     pub fn has_pic(&self) -> bool {
-        false
+        matches!(self.irqchip, Irqchip::Whole(_))
     }
 
     /// A vCPU that was just made is as KVM's are (kvm_arch_vcpu_create, kvm_vcpu_reset): no CPUID, VMX not yet

@@ -175,6 +175,8 @@ fn slice(context: &mut VcpuContext<'_>) -> Slice {
     let steps = context.record().run.steps;
     context.record().has_run = true;
     set_line(context);
+    let deadline = context.vm.tick_devices();
+    context.vm.settle_interrupts();
     let soft = context.soft();
     // The caller may have written to code through a mapping of its own.
     soft.resync_code();
@@ -182,7 +184,7 @@ fn slice(context: &mut VcpuContext<'_>) -> Slice {
     let until = soft
         .now()
         .filter(|_| sleeps_here)
-        .map(|now| now.saturating_add(NAP));
+        .map(|now| now.saturating_add(NAP).min(deadline.unwrap_or(u64::MAX)));
     let budget = Budget {
         instructions: Some(if steps { 1 } else { SLICE }),
         until,
@@ -207,6 +209,7 @@ fn slice(context: &mut VcpuContext<'_>) -> Slice {
         }
         Ok(Exit::Budget) => Slice::Goes,
         Ok(exit) if context.vm.io_events.hear(&exit) => Slice::Goes,
+        Ok(exit) if context.vm.device_exit(index, &exit) => Slice::Goes,
         Ok(exit) => Slice::Exit(exit),
         Err(BackendError::HostMemory { .. }) => Slice::Fault,
         Err(error) => Slice::Exit(Exit::InternalError {
