@@ -50,6 +50,23 @@ fn sender() -> Vec<u8> {
     })
 }
 
+/// L2 takes what is posted at [`DESCRIPTOR`], and calls L1 from the handler of [`VECTOR`].
+fn take_posted(nest: &mut Nest) {
+    nest.on(
+        Field::PIN_BASED_VM_EXEC_CONTROL,
+        (PinBased::EXTERNAL_INTERRUPT_EXITING | PinBased::PROCESS_POSTED_INTERRUPTS).bits(),
+    );
+    nest.on(
+        Field::VM_EXIT_CONTROLS,
+        ExitControls::ACKNOWLEDGE_INTERRUPT_ON_EXIT.bits(),
+    );
+    nest.set(Field::POSTED_INTR_NV, NOTIFICATION.into());
+    nest.set(Field::POSTED_INTR_DESC_ADDR, DESCRIPTOR);
+    nest.set(Field::GUEST_RFLAGS, 2 | rflags::IF);
+    nest.put(HANDLERS + 64 * u64::from(VECTOR), &VMCALL);
+    nest.enable_apic();
+}
+
 /// The first processor with L2 of `code`, the second with [`sender`].
 fn pair(code: &[u8]) -> Nest {
     let vm = SoftVm::new(&VmConfig {
@@ -61,23 +78,11 @@ fn pair(code: &[u8]) -> Nest {
         Nest::on_machine(vm, code),
         Secondary::VIRTUAL_INTERRUPT_DELIVERY | Secondary::VIRTUALIZE_X2APIC_MODE,
     );
-    nest.on(
-        Field::PIN_BASED_VM_EXEC_CONTROL,
-        (PinBased::EXTERNAL_INTERRUPT_EXITING | PinBased::PROCESS_POSTED_INTERRUPTS).bits(),
-    );
-    nest.on(
-        Field::VM_EXIT_CONTROLS,
-        ExitControls::ACKNOWLEDGE_INTERRUPT_ON_EXIT.bits(),
-    );
     nest.off(
         Field::CPU_BASED_VM_EXEC_CONTROL,
         Primary::HLT_EXITING.bits(),
     );
-    nest.set(Field::POSTED_INTR_NV, NOTIFICATION.into());
-    nest.set(Field::POSTED_INTR_DESC_ADDR, DESCRIPTOR);
-    nest.set(Field::GUEST_RFLAGS, 2 | rflags::IF);
-    nest.put(HANDLERS + 64 * u64::from(VECTOR), &VMCALL);
-    nest.enable_apic();
+    take_posted(&mut nest);
 
     put(&mut nest.vm, SENDER, &sender());
     let mut second = state(Mode::Long0, &mut Random(0));
@@ -218,29 +223,13 @@ fn l2_sends_without_an_exit() {
         );
         nest.vm.set_personality(Personality::Sdm);
         nest.on(
-            Field::PIN_BASED_VM_EXEC_CONTROL,
-            (PinBased::EXTERNAL_INTERRUPT_EXITING | PinBased::PROCESS_POSTED_INTERRUPTS).bits(),
-        );
-        nest.on(
-            Field::VM_EXIT_CONTROLS,
-            ExitControls::ACKNOWLEDGE_INTERRUPT_ON_EXIT.bits(),
-        );
-        nest.on(
             Field::CPU_BASED_VM_EXEC_CONTROL,
             Primary::ACTIVATE_TERTIARY_CONTROLS.bits(),
         );
-        for (field, value) in [
-            (Field::POSTED_INTR_NV, NOTIFICATION.into()),
-            (Field::POSTED_INTR_DESC_ADDR, DESCRIPTOR),
-            (Field::GUEST_RFLAGS, 2 | rflags::IF),
-        ] {
-            nest.set(field, value);
-        }
+        take_posted(&mut nest);
         nest.put(TABLE + 8, &(DESCRIPTOR | 1).to_le_bytes());
         // The notification vector; NDST is APIC 0.
         nest.put(DESCRIPTOR + 34, &[NOTIFICATION as u8]);
-        nest.put(HANDLERS + 64 * u64::from(VECTOR), &VMCALL);
-        nest.enable_apic();
         let fields = [
             (0x2034, Tertiary::IPI_VIRTUALIZATION.bits()),
             (0x2042, TABLE),

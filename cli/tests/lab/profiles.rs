@@ -14,10 +14,13 @@ const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
 /// IA32_VMX_VMFUNC, the last capability MSR that KVM has.
 const LAST: u32 = 0x491;
 
+/// Leaf, subleaf, register and bit.
+type CpuidBit = (u32, u32, usize, u32);
+
 /// Bits of MSRs that are there with a feature of the vCPU's CPUID: a profile holds what /dev/kvm says, which
-/// knows of no vCPU (`nested_vmx_cr_fixed1_bits_update`, `vmx_adjust_secondary_exec_control`). MSR, bit; leaf,
-/// subleaf, register and bit of the feature.
-const FOLLOW_CPUID: &[(u32, u32, (u32, u32, usize, u32))] = &[
+/// knows of no vCPU (`nested_vmx_cr_fixed1_bits_update`, `vmx_adjust_secondary_exec_control`). MSR, bit,
+/// feature.
+const FOLLOW_CPUID: &[(u32, u32, CpuidBit)] = &[
     // CR4.OSXSAVE, CR4.PKE, "enable XSAVES/XRSTORS".
     (0x489, 18, (1, 0, 2, 26)),
     (0x489, 22, (7, 0, 2, 3)),

@@ -9,7 +9,7 @@
 use super::Guest;
 use crate::image::Image;
 use crate::runtime::program::{Controls, L2Register, Program};
-use crate::runtime::vmcs::{capability, exit_control, field, pin, primary, reason};
+use crate::runtime::vmcs::{exit_control, field, pin, primary, reason};
 use crate::runtime::{BuildError, Params, map};
 use iced_x86::code_asm::*;
 
@@ -36,15 +36,7 @@ const NMI: u32 = 4 << 8;
 const TICKS: u32 = 8_000_000;
 
 fn build(params: Params) -> Result<Image, BuildError> {
-    let mut p = Program::bare("apic", params, |p| {
-        p.require(
-            capability::PIN,
-            pin::EXTERNAL_INTERRUPT | pin::NMI,
-            "external-interrupt exiting",
-        )?;
-        p.enable_x2apic()?;
-        p.enable_vmx()
-    })?;
+    let mut p = Program::with_x2apic(GUEST.name, params)?;
     self_interrupts(&mut p)?;
     nmi(&mut p)?;
     deadline(&mut p)?;

@@ -63,15 +63,7 @@ mod step {
 }
 
 fn build(params: Params) -> Result<Image, BuildError> {
-    let mut p = Program::bare(GUEST.name, params, |p| {
-        p.require(
-            capability::PIN,
-            pin::EXTERNAL_INTERRUPT | pin::NMI,
-            "external-interrupt exiting",
-        )?;
-        p.enable_x2apic()?;
-        p.enable_vmx()
-    })?;
+    let mut p = Program::with_x2apic(GUEST.name, params)?;
     p.second_processor(second)?;
     first(&mut p)?;
     p.finish()

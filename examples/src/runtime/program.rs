@@ -5,6 +5,7 @@
 //! memory, so that two machines can be compared at each [`Program::checkpoint`].
 
 use super::routines::{self, Routines, Strings, exit_code};
+use super::vmcs::{capability, pin};
 use super::{BuildError, Params, entry, handlers, map, tables};
 use crate::image::Image;
 use iced_x86::IcedError;
@@ -66,6 +67,19 @@ impl Program {
         Self::bare(name, params, |program| {
             program.enable_vmx()?;
             Ok(())
+        })
+    }
+
+    /// As [`Program::new`], for an L1 that has its x2APIC and wants to hear of L2's interrupts and NMIs.
+    pub fn with_x2apic(name: &'static str, params: Params) -> Built<Self> {
+        Self::bare(name, params, |p| {
+            p.require(
+                capability::PIN,
+                pin::EXTERNAL_INTERRUPT | pin::NMI,
+                "external-interrupt exiting",
+            )?;
+            p.enable_x2apic()?;
+            p.enable_vmx()
         })
     }
 
