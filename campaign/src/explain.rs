@@ -5,11 +5,14 @@
 
 mod bochs;
 mod code;
+mod faults;
 mod information;
+mod instructions;
 mod kvm;
+mod model;
 mod undefined;
 
-use crate::case::{Hex, Mutation};
+use crate::case::{Case, Hex, Mutation};
 use crate::judge::{Difference, Pair};
 use crate::wire::Outcome;
 use nvmx_core::vmx::exit::ExitReason;
@@ -57,6 +60,8 @@ pub fn rows() -> impl Iterator<Item = &'static Row> {
         .iter()
         .chain(kvm::ROWS)
         .chain(bochs::ROWS)
+        .chain(instructions::ROWS)
+        .chain(model::ROWS)
         .chain(code::ROWS)
 }
 
@@ -162,8 +167,8 @@ pub struct StopRow {
     pub id: &'static str,
     /// What explains it, with the source.
     pub reason: &'static str,
-    /// Whether a case is of this class: its VMCS, why the model stopped, why the other did.
-    holds: fn(&Vmcs12, Option<&str>, Option<&str>) -> bool,
+    /// Whether a case is of this class: it, its VMCS, why the model stopped, why the other did.
+    holds: fn(&Case, &Vmcs12, Option<&str>, Option<&str>) -> bool,
 }
 
 /// All rows about machines that stopped.
@@ -171,12 +176,12 @@ pub static STOP_ROWS: &[StopRow] = &[
     StopRow {
         id: "model-lacks",
         reason: "what the model lacks ends its run with a message, SDM section and all, and never in a wrong answer",
-        holds: |_, left, _| left.is_some_and(|why| why.starts_with("unsupported")),
+        holds: |_, _, left, _| left.is_some_and(|why| why.starts_with("unsupported")),
     },
     StopRow {
         id: "kvm-ept-root",
         reason: "an EPTP that leads to no RAM: KVM (6.1 and 6.12) asks for a triple fault while the entry is pending (mmu_check_root), which its own nested_vmx_vmexit takes for a bug of KVM's, and the VM is dead",
-        holds: |before, _, right| {
+        holds: |_, before, _, right| {
             right.is_some_and(|why| why.contains("errno 5"))
                 && before.get(Field::EPT_POINTER) & !0xfff >= RAM
         },
@@ -184,12 +189,12 @@ pub static STOP_ROWS: &[StopRow] = &[
     StopRow {
         id: "kvm-delivery-outside-ram",
         reason: "an event whose delivery touches no RAM: KVM has no emulation for that (KVM_INTERNAL_ERROR_DELIVERY_EV)",
-        holds: |_, _, right| right.is_some_and(|why| why.starts_with("internal error 3")),
+        holds: |_, _, _, right| right.is_some_and(|why| why.starts_with("internal error 3")),
     },
     StopRow {
         id: "kvm-apic-access-page",
         reason: "an APIC-access page that is no RAM: KVM cannot map it and gives up on the VM with KVM_INTERNAL_ERROR_EMULATION (nested_get_vmcs12_pages)",
-        holds: |before, _, right| {
+        holds: |_, before, _, right| {
             right.is_some_and(|why| why.starts_with("internal error 1"))
                 && before.get(Field::SECONDARY_VM_EXEC_CONTROL) & 1 != 0
                 && before.get(Field::APIC_ACCESS_ADDR) >= RAM
@@ -198,16 +203,25 @@ pub static STOP_ROWS: &[StopRow] = &[
     StopRow {
         id: "bochs-ia32e-died",
         reason: "after an entry to IA-32e mode without paging, which Bochs 2.7 lets pass (bochs-ia32e-without-paging), the emulator ends",
-        holds: |before, left, right| {
+        holds: |_, before, left, right| {
             left.is_none()
                 && right.is_some_and(|why| why.starts_with("Bochs"))
                 && is_ia32e_without_paging(before)
         },
     },
     StopRow {
+        id: "bochs-unpaged-died",
+        reason: "an L2 that Bochs 2.7 lets out of paging (bochs-unpaged) has L1's memory before it, and one of them ends",
+        holds: |case, before, left, right| {
+            left.is_none()
+                && right.is_some_and(|why| why.starts_with("Bochs"))
+                && instructions::leaves_paging(case, before)
+        },
+    },
+    StopRow {
         id: "abort",
         reason: "a VMX abort: the exit cannot store its MSRs where no RAM is, and L1 ends on either side (SDM Vol. 3C \"VMX Aborts\")",
-        holds: |before, left, right| {
+        holds: |_, before, left, right| {
             left.is_some()
                 && right.is_some()
                 && before.get(Field::VM_EXIT_MSR_STORE_COUNT) > 0
@@ -227,7 +241,12 @@ fn is_ia32e_without_paging(before: &Vmcs12) -> bool {
 const RAM: u64 = 16 << 20;
 
 /// The row that explains that a machine stopped.
-pub(crate) fn stopped(before: &Vmcs12, left: &Outcome, right: &Outcome) -> Option<&'static str> {
+pub(crate) fn stopped(
+    case: &Case,
+    before: &Vmcs12,
+    left: &Outcome,
+    right: &Outcome,
+) -> Option<&'static str> {
     let why = |outcome: &Outcome| match outcome {
         Outcome::Stopped(why) => Some(why.clone()),
         Outcome::Record(_) => None,
@@ -235,7 +254,7 @@ pub(crate) fn stopped(before: &Vmcs12, left: &Outcome, right: &Outcome) -> Optio
     let (left, right) = (why(left), why(right));
     STOP_ROWS
         .iter()
-        .find(|row| (row.holds)(before, left.as_deref(), right.as_deref()))
+        .find(|row| (row.holds)(case, before, left.as_deref(), right.as_deref()))
         .map(|row| row.id)
 }
 

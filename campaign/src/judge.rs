@@ -77,7 +77,7 @@ pub fn judge(
         ..Verdict::default()
     };
     let (Outcome::Record(left), Outcome::Record(right)) = (left, right) else {
-        let id = explain::stopped(before, left, right);
+        let id = explain::stopped(case, before, left, right);
         if let Some(id) = id {
             verdict.explained.push(id);
         } else if left != right {
@@ -129,18 +129,23 @@ fn differences(left: &Record, right: &Record) -> Vec<Difference> {
         let (a, b) = (left.vmcs12.get(field), right.vmcs12.get(field));
         (a != b).then(|| difference(field.to_string(), a, b))
     });
-    // The words that changed say it all, if all are there.
+    let addresses: BTreeSet<_> = left.changes.keys().chain(right.changes.keys()).collect();
+    let memory: Vec<_> = addresses
+        .into_iter()
+        .filter_map(|address| {
+            let flipped =
+                |record: &Record| record.changes.get(address).copied().unwrap_or_default();
+            let (a, b) = (flipped(left), flipped(right));
+            (a != b).then(|| difference(format!("flipped {address:#x}"), a, b))
+        })
+        .collect();
+    // The words that changed say it all, if all are there; and if one of those that are differs, so does the digest.
     let is_whole = [left, right]
         .iter()
         .all(|record| record.changes.len() < crate::layout::record::MAX_CHANGES);
+    let says_it = is_whole || !memory.is_empty();
     let others = left.others().zip(right.others()).filter(|((what, _), _)| {
-        !(is_whole && matches!(what.as_str(), "words changed" | "digest of changes"))
-    });
-    let addresses: BTreeSet<_> = left.changes.keys().chain(right.changes.keys()).collect();
-    let memory = addresses.into_iter().filter_map(|address| {
-        let flipped = |record: &Record| record.changes.get(address).copied().unwrap_or_default();
-        let (a, b) = (flipped(left), flipped(right));
-        (a != b).then(|| difference(format!("flipped {address:#x}"), a, b))
+        !(says_it && matches!(what.as_str(), "words changed" | "digest of changes"))
     });
     fields
         .chain(memory)

@@ -244,16 +244,17 @@ pub mod arena {
     /// From there to the copy that is never written.
     pub const COPY: u64 = 0x5_0000;
 
-    /// What is compared and put back: address, bytes, distance of the copy. Page tables are further down.
+    /// What is compared and put back: address, bytes, distance of the copy. What changes most is last: a record has
+    /// room for the first changes alone.
     const RANGES: &[(u64, u64, u64)] = &[
+        (PML + 0xf80, 0x80, COPY),
+        (VE_INFORMATION, 0x40, COPY),
+        (VIRTUAL_APIC, 0x1000, COPY),
+        (APIC_ACCESS, 0x1000, COPY),
         (CODE, 0x2000, COPY),
         (IDT_32, 0x1000, COPY),
         (STACK, 0x2000, COPY),
         (DATA, DATA_PAGES << 12, COPY),
-        (VIRTUAL_APIC, 0x1000, COPY),
-        (APIC_ACCESS, 0x1000, COPY),
-        (PML + 0xf80, 0x80, COPY),
-        (VE_INFORMATION, 0x40, COPY),
         (
             super::REAL,
             super::REAL_SIZE,
@@ -270,7 +271,6 @@ pub mod arena {
         let tables = (PAGING..END)
             .step_by(0x1000)
             .map(|page| (page, TABLE_BYTES, COPY));
-        let others = RANGES.iter().copied().chain([LEGACY_ENTRIES]);
-        others.chain(tables)
+        tables.chain([LEGACY_ENTRIES]).chain(RANGES.iter().copied())
     }
 }

@@ -374,6 +374,21 @@ impl Record {
         })
     }
 
+    fn gpr(&self, name: &str) -> u64 {
+        let value = self.others().find(|(what, _)| what == name);
+        value.map_or(0, |(_, value)| value)
+    }
+
+    /// L2's RCX at the exit.
+    pub(crate) fn rcx(&self) -> u64 {
+        self.gpr("L2 RCX")
+    }
+
+    /// L2's RDX at the exit.
+    pub(crate) fn rdx(&self) -> u64 {
+        self.gpr("L2 RDX")
+    }
+
     /// Whether L2 was entered.
     #[must_use]
     pub fn entered(&self) -> bool {

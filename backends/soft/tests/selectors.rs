@@ -98,6 +98,41 @@ fn lar_and_lsl_know_no_descriptors_of_legacy_mode() {
     }
 }
 
+/// A call gate to CPL 0 takes its stack from the TSS, which is busy; the translator knows none that is.
+#[test]
+fn a_call_gate_finds_the_stack_of_a_busy_tss() {
+    // call 0x63:0.
+    let mut nest = nest(&[0x9a, 0, 0, 0, 0, 0x63, 0]);
+    nest.off(
+        F::VM_ENTRY_CONTROLS,
+        (EntryControls::IA32E_MODE_GUEST | EntryControls::LOAD_EFER).bits(),
+    );
+    put(&mut nest.vm, PAGE2, &0x87_u32.to_le_bytes());
+    for (field, value) in [
+        (F::GUEST_CR3, PAGE2),
+        (F::GUEST_CR4, 0x2010),
+        (F::GUEST_CS_SELECTOR, 0x33),
+        (F::GUEST_CS_AR_BYTES, 0xc0fb),
+        (F::GUEST_CS_LIMIT, 0xffff_ffff),
+        (F::GUEST_SS_SELECTOR, 0x23),
+        (F::GUEST_SS_AR_BYTES, 0xc0f3),
+    ] {
+        nest.set(field, value);
+    }
+    let gate = (HANDLERS & 0xffff) | 0x18 << 16 | 0xec << 40 | (HANDLERS >> 16) << 48;
+    put(&mut nest.vm, GDT + FREE, &gate.to_le_bytes());
+    put(&mut nest.vm, HANDLERS, &VMCALL);
+    // SS0 of the 32-bit TSS.
+    put(&mut nest.vm, 0xb008, &[0x10, 0]);
+    put(
+        &mut nest.vm,
+        GDT + 0x30,
+        &0x00cf_fb00_0000_ffff_u64.to_le_bytes(),
+    );
+    nest.expect(VMCALL_EXIT, HANDLERS);
+    assert_eq!(nest.get(F::GUEST_SS_SELECTOR), 0x10);
+}
+
 /// At CPL 0 in IA-32e mode RFLAGS.VM of the image means nothing; the model says that it lacks this.
 #[test]
 fn an_iret_never_goes_to_virtual_8086_mode_from_ia32e_mode() {

@@ -223,6 +223,7 @@ const ARENA: &[(Field, u64)] = &[
     (Field::APIC_ACCESS_ADDR, arena::APIC_ACCESS),
     (Field::PML_ADDRESS, arena::PML),
     (Field::EPTP_LIST_ADDRESS, arena::EPTP_LIST),
+    (Field::VE_INFORMATION_ADDRESS, arena::VE_INFORMATION),
     (Field::VMCS_LINK_POINTER, u64::MAX),
     (Field::MSR_BITMAP, map::MSR_BITMAP),
 ];

@@ -48,7 +48,9 @@ pub(super) static ROWS: &[Row] = &[
         against: BOTH,
         reason: "whether blocking by STI blocks the NMI window is left to the processor (SDM Vol. 3C \"Other Causes of VM Exits\"); it does on Bochs",
         holds: |p, d| {
-            ended(d).is_some_and(|(left, _)| left == 8)
+            let rip = |record: &Record| record.vmcs12.get(Field::GUEST_RIP);
+            p.reason() == 8
+                && (ended(d).is_some() || rip(p.left) != rip(p.right))
                 && p.before.get(Field::GUEST_INTERRUPTIBILITY_INFO) & 1 != 0
         },
     },

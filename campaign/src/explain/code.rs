@@ -229,31 +229,6 @@ pub(super) static ROWS: &[Row] = &[
         holds: |p, d| ended_right(d) == Some(52) && p.case.has(is_port),
     },
     Row {
-        id: "model-sse-alignment",
-        against: BOTH,
-        reason: "the model's native code does not check the alignment of SSE operands (README \"What it does not do\"); the processor answers #GP",
-        holds: |p, d| {
-            met_on_the_way(p.right, 13)
-                && (met(p.left) != Some(13) || d.what.starts_with("flipped"))
-                && p.case
-                    .has(|m| matches!(m, Mnemonic::Movaps | Mnemonic::Movdqa))
-        },
-    },
-    Row {
-        id: "model-segment-checks",
-        against: BOTH,
-        reason: "the model's native code checks neither limits nor types of segments outside 64-bit mode (README \"What it does not do\"); the processor answers #GP or #SS",
-        holds: |p, d| {
-            let refused = |record| matches!(met(record), Some(12 | 13));
-            let ended = |record: &crate::wire::Record| record.vmcs12.get(Field::VM_EXIT_REASON);
-            p.case.is_code()
-                && (!p.is_64_bit() || !p.begins_in_64_bit())
-                && (refused(p.right) && met(p.left) != met(p.right)
-                    || ended(p.right) == 2 && ended(p.left) != 2
-                    || refused(p.right) && writes_to_code(p.case) && d.what.starts_with("flipped"))
-        },
-    },
-    Row {
         id: "model-code-accessed",
         against: BOTH,
         reason: "far transfers that the model runs natively do not set the accessed bit of the code and stack segments (README \"What it does not do\")",
@@ -272,7 +247,8 @@ pub(super) static ROWS: &[Row] = &[
         reason: "STI blocks interrupts only if IF was clear, and then behind blocking by MOV SS, too (SDM Vol. 2B \"STI\"); the model's native code has a shadow whatever IF was, and none behind another (README \"What it does not do\")",
         holds: |p, d| {
             let shadow = is(d, Field::GUEST_INTERRUPTIBILITY_INFO) && d.left ^ d.right == 1;
-            let window = is(d, Field::GUEST_RIP) && p.reason() == 7;
+            let rip = |record: &crate::wire::Record| record.vmcs12.get(Field::GUEST_RIP);
+            let window = p.reason() == 7 && (rip(p.left) != rip(p.right) || ended(d).is_some());
             // One more instruction, and what it does.
             let behind =
                 p.reason() == 7 && p.before.get(Field::GUEST_INTERRUPTIBILITY_INFO) & 2 != 0;
@@ -324,9 +300,10 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "breakpoint-conditions",
         against: BOTH,
-        reason: "B0 to B3 of DR6 may be set for conditions that are met without being enabled, or not (SDM Vol. 3B \"Debug Status Register (DR6)\")",
+        reason: "B0 to B3 of DR6 and of the exit qualification may be set for conditions that are met without being enabled, or not (SDM Vol. 3B \"Debug Status Register (DR6)\")",
         holds: |p, d| {
-            d.what == "DR6"
+            let exits = p.reason() == 0 && p.left.vmcs12.get(Field::VM_EXIT_INTR_INFO) & 0xff == 1;
+            (d.what == "DR6" || is(d, Field::EXIT_QUALIFICATION) && exits)
                 && (d.left ^ d.right) & !0xf == 0
                 && p.before.get(Field::GUEST_DR7) & 0xff != 0
         },
@@ -370,32 +347,17 @@ pub(super) static ROWS: &[Row] = &[
         id: "bochs-port-of-nothing",
         against: BOTH,
         reason: "INS and OUTS whose REP count is zero access no port (SDM Vol. 2B \"REP\"); Bochs 2.7 exits before it looks at the count",
-        holds: |p, d| {
-            const REP_AND_STRING: u64 = 3 << 4;
-            let is_of_rep = |record: &crate::wire::Record| {
-                let qualification: u64 = record.vmcs12.get(Field::EXIT_QUALIFICATION);
-                record.vmcs12.get(Field::VM_EXIT_REASON) == 30
-                    && qualification & REP_AND_STRING == REP_AND_STRING
-            };
-            // The model may get to the exit of another port instruction.
-            let is_another = is(d, Field::EXIT_QUALIFICATION)
-                || is(d, Field::GUEST_LINEAR_ADDRESS)
-                || is(d, Field::GUEST_RIP)
-                || is(d, Field::VM_EXIT_INSTRUCTION_LEN);
-            is_of_rep(p.right) && !is_of_rep(p.left) && (ended_right(d) == Some(30) || is_another)
-        },
-    },
-    Row {
-        id: "bochs-fmask-write",
-        against: BOTH,
-        reason: "bits 63:32 of IA32_FMASK are reserved (SDM Vol. 4), so that WRMSR of one is #GP; KVM leaves the check to the processor, and Bochs has none",
         holds: |p, _| {
-            p.case.has(|mnemonic| mnemonic == Mnemonic::Wrmsr)
-                && p.case.mutations.contains(&Mutation::Register(
-                    crate::case::Register(1),
-                    Hex(0xc000_0084),
-                ))
-                && met(p.left) == Some(13)
+            const STRING_AND_REPEATED: u64 = 3 << 4;
+            let get = |field| p.right.vmcs12.get(field);
+            let address_mask = match get(Field::VMX_INSTRUCTION_INFO) >> 7 & 7 {
+                0 => 0xffff,
+                1 => 0xffff_ffff,
+                _ => u64::MAX,
+            };
+            get(Field::VM_EXIT_REASON) == 30
+                && get(Field::EXIT_QUALIFICATION) & STRING_AND_REPEATED == STRING_AND_REPEATED
+                && p.right.rcx() & address_mask == 0
         },
     },
     Row {
@@ -504,27 +466,17 @@ pub(super) static ROWS: &[Row] = &[
         against: BOTH,
         reason: "INS writes its operand (SDM Vol. 2A \"INS/INSB/INSW/INSD\"); Bochs 2.7 checks it as one that is read and written, before it reads the port",
         holds: |p, d| {
-            is(d, Field::EXIT_QUALIFICATION)
-                && p.reason() == 48
-                && d.left ^ d.right == 1
-                && d.right & 1 == 1
-                && p.case.has(is_ins)
+            let ept = p.reason() == 48 && d.left | 1 == d.right;
+            let apic = p.reason() == 44 && d.left == d.right | 1 << 12;
+            is(d, Field::EXIT_QUALIFICATION) && (ept || apic) && p.case.has(is_ins)
         },
     },
 ];
 
 /// Whether the exception came up, and came as far as its stub, an exit, or an exit of its delivery.
-fn met_on_the_way(record: &crate::wire::Record, vector: u64) -> bool {
+pub(super) fn met_on_the_way(record: &crate::wire::Record, vector: u64) -> bool {
     let vectoring: u64 = record.vmcs12.get(Field::IDT_VECTORING_INFO_FIELD);
     met(record) == Some(vector) || vectoring & 0x8000_07ff == 0x8000_0300 | vector
-}
-
-/// Whether a memory operand names CS, which no store may go to in protected mode.
-fn writes_to_code(case: &Case) -> bool {
-    let instructions = case.instructions();
-    instructions
-        .iter()
-        .any(|i| i.segment_prefix() == Register::CS)
 }
 
 fn has_two_operands(mnemonic: Mnemonic) -> bool {
@@ -534,7 +486,7 @@ fn has_two_operands(mnemonic: Mnemonic) -> bool {
     )
 }
 
-fn is_ins(mnemonic: Mnemonic) -> bool {
+pub(super) fn is_ins(mnemonic: Mnemonic) -> bool {
     matches!(mnemonic, Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd)
 }
 
@@ -572,12 +524,12 @@ const OPERAND_SIZE: u32 = 1 << 11;
 const MOST_BYTES: u64 = 0x50;
 
 impl Pair<'_> {
-    fn is_64_bit(&self) -> bool {
+    pub(super) fn is_64_bit(&self) -> bool {
         self.left.vmcs12.get(Field::GUEST_CS_AR_BYTES) >> 13 & 1 != 0
     }
 
     /// Whether L2's first instruction is 64-bit code.
-    fn begins_in_64_bit(&self) -> bool {
+    pub(super) fn begins_in_64_bit(&self) -> bool {
         self.before.get(Field::GUEST_CS_AR_BYTES) >> 13 & 1 != 0
     }
 }

@@ -1,6 +1,7 @@
 //! What the arena holds: descriptor tables, task states, page tables, EPT.
 
 use super::{CPUID, quads};
+use crate::case::{Case, Hex, Mutation};
 use crate::layout::{self, arena};
 
 /// Selectors in the arena's GDT.
@@ -178,8 +179,31 @@ fn eptp_list() -> Vec<u8> {
 
 fn data() -> Vec<u8> {
     (0..arena::DATA_PAGES * 512)
-        .flat_map(|word| (word << 32 | 0x5a5a_0000 | word).to_le_bytes())
+        .flat_map(|word| data_word(word).to_le_bytes())
         .collect()
+}
+
+const fn data_word(number: u64) -> u64 {
+    number << 32 | 0x5a5a_0000 | number
+}
+
+/// What a word of the stack, the data or the code holds before a case, and zero elsewhere.
+pub(crate) fn word(case: &Case, address: u64) -> u64 {
+    let patched = case.mutations.iter().find_map(|mutation| match *mutation {
+        Mutation::Memory(Hex(at), Hex(value)) if at == address => Some(value),
+        _ => None,
+    });
+    let data = arena::DATA..arena::DATA + (arena::DATA_PAGES << 12);
+    let real_code = layout::REAL + 0x1000..layout::REAL + layout::REAL_SIZE;
+    patched.unwrap_or_else(|| {
+        if data.contains(&address) {
+            data_word((address - arena::DATA) / 8)
+        } else if real_code.contains(&address) {
+            u64::from_le_bytes(super::FILL)
+        } else {
+            0
+        }
+    })
 }
 
 /// The type of a vector's gate, its DPL and P: interrupt gates, and a few others.

@@ -110,11 +110,16 @@ impl Env {
     }
 
     fn store_segment(&mut self, register: SegmentRegister, segment: &Segment) {
+        let mut rights = segment.ar;
+        if register == SegmentRegister::Tr {
+            // Unicorn ends the process at a call gate if the TSS is busy; `segment` puts the bit back.
+            rights.remove(AccessRights::WRITABLE_READABLE);
+        }
         let cache = SegmentCache {
             selector: u32::from(segment.selector),
             base: segment.base,
             limit: segment.limit,
-            flags: flags_of_rights(segment.ar),
+            flags: flags_of_rights(rights),
         };
         match register {
             SegmentRegister::Ldtr => self.put(ffi::env::LDT, cache),
