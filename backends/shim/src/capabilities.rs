@@ -2,7 +2,7 @@
 //! KVM_ENABLE_CAP does. Nothing else decides what is offered.
 
 use crate::errno::{Answer, Errno};
-use crate::vcpu::VcpuContext;
+use crate::vcpu::{VcpuContext, nested};
 use crate::vm::{MAX_VCPU_ID, MAX_VCPUS, VmContext, irqchip, memory, msr_filter, options};
 use Offer::{Absent, Value};
 use kvm_bindings::kvm_enable_cap;
@@ -140,7 +140,7 @@ rows! {
     159 KVM_CAP_MSR_PLATFORM_INFO, Value(1), Enable::Vm(options::platform_info);
     161 KVM_CAP_HYPERV_SEND_IPI, Absent("no Hyper-V interface"), Enable::No;
     162 KVM_CAP_COALESCED_PIO, Absent("writes are not gathered: each is an exit"), Enable::No;
-    163 KVM_CAP_HYPERV_ENLIGHTENED_VMCS, Absent("no Hyper-V interface"), Enable::No;
+    163 KVM_CAP_HYPERV_ENLIGHTENED_VMCS, Value(1), Enable::Vcpu(nested::enable_enlightened_vmcs);
     164 KVM_CAP_EXCEPTION_PAYLOAD, Value(1), Enable::Vm(options::exception_payload);
     167 KVM_CAP_HYPERV_CPUID, Absent("no Hyper-V interface"), Enable::No;
     168 KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, Value(3), Enable::Vm(memory::enable_manual_protect);

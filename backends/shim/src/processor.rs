@@ -94,8 +94,31 @@ fn every_leaf(entries: &[CpuidEntry]) -> Vec<CpuidEntry> {
             }
         }
     }
+    all.extend(PARAVIRTUAL);
     all
 }
+
+/// KVM's own leaves: its signature, and the paravirtual features that the model has, which are none.
+const PARAVIRTUAL: [CpuidEntry; 2] = {
+    const BLANK: CpuidEntry = CpuidEntry {
+        leaf: 0x4000_0001,
+        subleaf: 0,
+        subleaf_significant: false,
+        eax: 0,
+        ebx: 0,
+        ecx: 0,
+        edx: 0,
+    };
+    let signature = CpuidEntry {
+        leaf: 0x4000_0000,
+        eax: 0x4000_0001,
+        ebx: u32::from_le_bytes(*b"KVMK"),
+        ecx: u32::from_le_bytes(*b"VMKV"),
+        edx: u32::from_le_bytes(*b"M\0\0\0"),
+        ..BLANK
+    };
+    [signature, BLANK]
+};
 
 #[cfg(test)]
 mod tests {
@@ -106,7 +129,10 @@ mod tests {
     fn leaves_are_listed_without_gaps() {
         for profile in profiles::ALL {
             let offered = Offered::new(profile);
-            let basic = offered.cpuid.iter().filter(|entry| entry.leaf >> 31 == 0);
+            let basic = offered
+                .cpuid
+                .iter()
+                .filter(|entry| entry.leaf < 0x4000_0000);
             let mut next = 0;
             for entry in basic {
                 assert!(

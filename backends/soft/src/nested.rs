@@ -83,7 +83,7 @@ pub(crate) fn check(
         in_smm: cpu.smm,
         in_guest_mode: cpu.vmx.guest_mode,
         physical_address_width: cpu.model.physical_address_width,
-        enlightened_vmcs_enabled: false,
+        enlightened_vmcs_enabled: processor.enlightened_vmcs,
         layout: Layout::Linux6_1,
         entry_checks: &entry_checks,
     };

@@ -11,7 +11,10 @@ use nvmx_core::vcpu::BackendError;
 use nvmx_core::vmx::capability::MSR_COUNT;
 use nvmx_core::vmx::exit;
 use nvmx_core::x86::cpuid::CpuidEntry;
-use nvmx_core::x86::{DebugRegs, Exception, MpState, Sregs, VcpuEvents, msr, sregs_rules};
+use nvmx_core::x86::cr_write::is_unrestricted;
+use nvmx_core::x86::{
+    AccessRights, DebugRegs, Exception, MpState, Sregs, VcpuEvents, msr, sregs_rules,
+};
 use std::sync::Arc;
 
 impl SoftVm {
@@ -63,6 +66,26 @@ impl SoftVm {
     /// MSR accesses of a guest that its user space wants to hear of, with [`Exit::MsrRead`](nvmx_core::vcpu::Exit::MsrRead) and `MsrWrite`.
     pub fn set_msr_filter(&mut self, index: usize, filter: Option<Arc<MsrFilter>>) {
         self.processors[index].msr_filter = filter;
+    }
+
+    /// `KVM_CAP_HYPERV_ENLIGHTENED_VMCS`: nested state may speak of one. No guest gets to use it, for no Hyper-V
+    /// is shown to it.
+    pub fn enable_enlightened_vmcs(&mut self) {
+        self.processors[self.current].enlightened_vmcs = true;
+    }
+
+    /// After user space has set segment registers: KVM runs L2 by its processor alone, so a TR that no VM entry takes
+    /// ends L2 with a triple fault (`tr_valid`; `vmx_handle_exit`, `emulation_required` in guest mode).
+    pub fn judge_l2(&mut self) {
+        let cpu = &mut self.processors[self.current].cpu;
+        let tr = &cpu.sregs.tr;
+        let is_valid = tr.is_usable()
+            && tr.selector & 4 == 0
+            && tr.ar.contains(AccessRights::PRESENT)
+            && matches!(tr.ar.segment_type(), 3 | 11);
+        if cpu.vmx.guest_mode && !is_unrestricted(cpu) && !is_valid {
+            cpu.triple_fault_pending = true;
+        }
     }
 
     /// User space refuses the MSR access that waits: #GP.

@@ -80,8 +80,8 @@ impl Apic {
             // The trigger mode means something for INIT alone.
             command &= !LEVEL_TRIGGERED;
         }
-        if low >> 18 & 3 == SHORTHAND_SELF {
-            // Only fixed delivery may use this shorthand.
+        if low >> 18 & 3 == SHORTHAND_SELF && low >> 8 & 7 == 0 {
+            // Only fixed delivery is architectural; KVM's APIC delivers the others as well.
             self.accept(low as u8, false);
             return ApicEffect::None;
         }

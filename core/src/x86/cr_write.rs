@@ -342,7 +342,9 @@ fn vmx_msr(cpu: &Cpu, number: u32) -> u64 {
     cpu.model.vmx_msrs[(number - msr::IA32_VMX_BASIC) as usize]
 }
 
-pub(crate) fn is_unrestricted(cpu: &Cpu) -> bool {
+/// Whether L1 lets L2 run without paging and protection.
+#[must_use]
+pub fn is_unrestricted(cpu: &Cpu) -> bool {
     let get = |field| cpu.vmx.vmcs12.get(field) as u32;
     Primary::from_bits_retain(get(Field::CPU_BASED_VM_EXEC_CONTROL))
         .contains(Primary::ACTIVATE_SECONDARY_CONTROLS)

@@ -3,6 +3,7 @@
 use crate::errno::{Answer, Errno};
 use crate::os::User;
 use crate::vcpu::VcpuContext;
+use kvm_bindings::kvm_enable_cap;
 use nvmx_core::nested::{HEADER_SIZE, NestedState};
 use nvmx_core::vcpu::BackendError;
 use nvmx_core::vmx::vmcs12::VMCS12_SIZE;
@@ -25,6 +26,17 @@ pub fn get(context: &mut VcpuContext<'_>, user: User, argument: u64) -> Answer {
     let bytes = state.to_bytes();
     // The shadow vmcs12 may lie behind the size that the header tells: not behind the caller's.
     user.write_bytes(argument, &bytes[..bytes.len().min(room as usize)])?;
+    Ok(0)
+}
+
+/// KVM_CAP_HYPERV_ENLIGHTENED_VMCS: versions 1 to 1 (`nested_enable_evmcs`). KVM offers it to whoever nests; what
+/// comes of it is that states without a VMXON region may have its flag. A state that has one is refused: no guest is
+/// shown Hyper-V here.
+pub fn enable_enlightened_vmcs(context: &mut VcpuContext<'_>, request: &kvm_enable_cap) -> Answer {
+    const VERSIONS: u16 = 0x0101;
+    context.cpu();
+    context.soft().enable_enlightened_vmcs();
+    User.write(request.args[0], &VERSIONS)?;
     Ok(0)
 }
 

@@ -125,7 +125,9 @@ fn put(context: &mut VcpuContext<'_>, new: Sregs) -> Result<(), Errno> {
     context.set_state(&CpuState {
         sregs: Some(new),
         ..CpuState::default()
-    })
+    })?;
+    context.soft().judge_l2();
+    Ok(())
 }
 
 /// PAE paging, which has PDPTEs.

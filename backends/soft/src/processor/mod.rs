@@ -172,6 +172,8 @@ pub(crate) struct Processor {
     virtual_apic: apic::Pending,
     pub(crate) effects: Effects,
     pub(crate) pending_read: Option<PendingRead>,
+    /// User space has enabled `KVM_CAP_HYPERV_ENLIGHTENED_VMCS`.
+    pub(crate) enlightened_vmcs: bool,
     /// MSR accesses of the guest that user space wants to hear of.
     pub(crate) msr_filter: Option<Arc<MsrFilter>>,
     /// A write to a device that completing a read led to: user space sees it before anything else runs.
@@ -237,6 +239,7 @@ impl Processor {
                 fpu: false,
             },
             pending_read: None,
+            enlightened_vmcs: false,
             msr_filter: None,
             deferred_write: None,
             events: Vec::with_capacity(256),
