@@ -2,8 +2,9 @@
 # Installs what building and testing nvmx needs from Debian's packages. Quick if all is there.
 set -euo pipefail
 
-# cmake and libclang build unicorn-engine (its bindings run bindgen); the rest builds C and fetches.
-packages=(build-essential cmake pkg-config ca-certificates libclang-dev)
+# cmake and libclang build unicorn-engine (its bindings run bindgen); the rest builds C and fetches. QEMU is a
+# program that the tests run on the shim.
+packages=(build-essential cmake pkg-config ca-certificates libclang-dev qemu-system-x86 seabios)
 # The least Rust that builds it: `rust-version` in Cargo.toml.
 rust=1.88
 

@@ -8,6 +8,10 @@ use crate::cpu::Cpu;
 use crate::msr::host;
 use crate::x86::AccessRights;
 
+/// The bits of EFER that there are. A guest without a CPUID yet may have them all: small programs set up long
+/// mode so.
+const EFER: u64 = efer::SCE | efer::LME | efer::LMA | efer::NXE;
+
 /// Whether `KVM_SET_SREGS` takes them. `most_cr4` has the bits of CR4 that the kernel offers to any guest;
 /// those of this guest count once it has a CPUID.
 #[must_use]
@@ -15,7 +19,8 @@ pub fn are_valid(cpu: &Cpu, sregs: &Sregs, most_cr4: u64) -> bool {
     mode_is_valid(cpu, sregs)
         && cr4_is_valid(cpu, sregs.cr4, most_cr4)
         && cr0_is_valid(cpu, sregs.cr0)
-        && host::efer_is_valid(cpu, sregs.efer)
+        && (cpu.model.cpuid.is_empty() && sregs.efer & !EFER == 0
+            || host::efer_is_valid(cpu, sregs.efer))
         && host::apic_base_is_valid(cpu, sregs.apic_base)
 }
 
