@@ -29,14 +29,23 @@ const WITH_SUBLEAVES: &[u32] = &[
     4, 7, 0xb, 0xd, 0xf, 0x10, 0x12, 0x14, 0x17, 0x18, 0x1d, 0x1e, 0x1f,
 ];
 
+/// KVM_CPUID_FEATURES: what KVM does for guests that know of it.
+const FEATURES: u32 = 0x4000_0001;
+/// Of these, what asks for nothing: KVM_FEATURE_NOP_IO_DELAY. The others have MSRs that are not here.
+const FEATURES_HERE: u32 = 1 << 1;
+
 impl Offered {
     /// What the software model can do of a profile.
     #[must_use]
     pub fn new(profile: &Profile) -> Self {
         let model = profile.for_soft().model;
         let cr4 = allowed_cr4(&model.cpuid);
+        let mut cpuid = every_leaf(&model.cpuid);
+        for entry in cpuid.iter_mut().filter(|entry| entry.leaf == FEATURES) {
+            entry.eax &= FEATURES_HERE;
+        }
         Self {
-            cpuid: every_leaf(&model.cpuid),
+            cpuid,
             vmx: model.vmx_msrs,
             arch_capabilities: profile.arch_capabilities.unwrap_or(0),
             cr4,

@@ -10,6 +10,7 @@ pub mod registers;
 pub mod run;
 pub mod time;
 pub mod units;
+pub mod vapic;
 
 use crate::errno::Errno;
 use crate::os::RunPages;
