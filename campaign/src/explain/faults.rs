@@ -15,11 +15,9 @@ impl Pair<'_> {
         if !vectors.contains(&vector) {
             return None;
         }
-        let instructions = self.case.instructions().into_iter();
+        let mut instructions = self.case.instructions().into_iter();
         // Of several in the frame's reach the last one: what is pushed is not where the code starts.
-        instructions
-            .filter(|instruction| points_at(self.case, record, instruction.ip()))
-            .last()
+        instructions.rfind(|instruction| points_at(self.case, record, instruction.ip()))
     }
 
     /// The other side's instruction that met an exception of these vectors, where the model met none.
