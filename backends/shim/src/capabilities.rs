@@ -127,7 +127,7 @@ rows! {
     122 KVM_CAP_IOEVENTFD_ANY_LENGTH, Value(1), Enable::No;
     123 KVM_CAP_HYPERV_SYNIC, Absent("no Hyper-V interface"), Enable::No;
     127 KVM_CAP_VCPU_ATTRIBUTES, Value(1), Enable::No;
-    128 KVM_CAP_MAX_VCPU_ID, Value(MAX_VCPU_ID), Enable::No;
+    128 KVM_CAP_MAX_VCPU_ID, Value(MAX_VCPU_ID), Enable::Vm(options::max_vcpu_id);
     129 KVM_CAP_X2APIC_API, Value(options::X2APIC_API as i32), Enable::Vm(options::x2apic_api);
     136 KVM_CAP_IMMEDIATE_EXIT, Value(1), Enable::No;
     143 KVM_CAP_X86_DISABLE_EXITS, Absent(TO_COME), Enable::No;

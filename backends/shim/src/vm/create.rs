@@ -29,7 +29,8 @@ pub fn create_vcpu(shim: &Shim, vm: &Arc<Vm>, _: User, argument: u64) -> Answer 
     }
     let mut state = vm.lock();
     let index = state.vcpus.len();
-    if index >= MAX_VCPUS as usize {
+    let is_beyond = state.options.max_vcpu_id.is_some_and(|most| id >= most);
+    if index >= MAX_VCPUS as usize || is_beyond {
         return Err(Errno::EINVAL);
     }
     if state.vcpus.iter().any(|vcpu| vcpu.id == id) {

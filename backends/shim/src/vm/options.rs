@@ -81,6 +81,18 @@ pub fn disable_quirks(context: &mut VmContext<'_>, request: &kvm_enable_cap) -> 
     Ok(0)
 }
 
+/// KVM_CAP_MAX_VCPU_ID, which is chosen once: numbers of vCPUs are below.
+pub fn max_vcpu_id(context: &mut VmContext<'_>, request: &kvm_enable_cap) -> Answer {
+    let most = u32::try_from(request.args[0]).map_err(|_| Errno::EINVAL)?;
+    let options = &mut context.vm.options;
+    let is_possible = most <= super::MAX_VCPU_ID as u32 && options.boot_cpu <= most;
+    if !is_possible || options.max_vcpu_id.is_some_and(|chosen| chosen != most) {
+        return Err(Errno::EINVAL);
+    }
+    options.max_vcpu_id = (most != 0).then_some(most);
+    Ok(0)
+}
+
 /// KVM_CAP_MSR_PLATFORM_INFO.
 pub fn platform_info(context: &mut VmContext<'_>, request: &kvm_enable_cap) -> Answer {
     context.vm.soft.0.show_platform_info(request.args[0] != 0);
