@@ -46,11 +46,7 @@ pub fn put(context: &mut VcpuContext<'_>, kernel: &kvm_vcpu_events) -> Result<()
     let features = features(context);
     let before = context.model().events();
     let waits = context.model().mp_state() == MpState::InitReceived;
-    let mut events = abi::apply(kernel, &before, features, waits)?;
-    // No processor has error codes of more, and KVM delivers no more of them (`vmx_inject_exception`,
-    // `nested_vmx_inject_exception_vmexit`).
-    let error_code = events.exception_error_code;
-    events.exception_error_code = error_code.map(|code| code & 0xffff);
+    let events = abi::apply(kernel, &before, features, waits)?;
     context.set_state(&CpuState {
         events: Some(events),
         ..CpuState::default()

@@ -131,7 +131,10 @@ impl Processor {
             Activity::Shutdown if !self.in_l2() => return Next::User(Exit::Shutdown),
             _ => {}
         }
-        if let Some(exception) = self.cpu.pending_exception.take() {
+        if let Some(mut exception) = self.cpu.pending_exception.take() {
+            // User space may have set more of an error code than there is: KVM delivers 16 bits, to L2 and to L1
+            // (`vmx_inject_exception`, `nested_vmx_inject_exception_vmexit`).
+            exception.error_code = exception.error_code.map(|code| code & 0xffff);
             return Next::from(self.raise(Event::exception(exception)));
         }
         if self.in_l2() && self.cpu.vmx.mtf_pending {
