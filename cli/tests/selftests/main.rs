@@ -6,6 +6,7 @@
 //! says SKIPPED and why.
 #![forbid(unsafe_code)]
 
+mod known;
 mod page;
 mod places;
 mod table;
@@ -75,14 +76,24 @@ fn main() -> ExitCode {
         for (test, ended) in SELFTESTS.iter().zip(results) {
             let Some(ended) = ended else { continue };
             let verdict = judge(ended);
-            let expected = table::known(column.place, column.kernel, test);
+            let expected = known::find(column.place, column.kernel, test);
             let reason = expected.as_ref().map_or("", |known| known.reason);
             if verdict != Verdict::Passed {
                 show(column, test, ended, reason);
             }
+            let bad = |verdict: &Verdict| matches!(verdict, Verdict::Failed | Verdict::TimedOut);
             match (&verdict, expected) {
                 (Verdict::Passed, None) => counts[0] += 1,
-                (verdict, Some(known)) if *verdict == known.verdict => counts[1] += 1,
+                (Verdict::Passed, Some(_)) => {
+                    println!("{} {column} passes now: its row can go", test.name());
+                    counts[0] += 1;
+                }
+                // Whether a test fails or runs out of time is a matter of the machine's speed.
+                (verdict, Some(known))
+                    if *verdict == known.verdict || bad(verdict) && bad(&known.verdict) =>
+                {
+                    counts[1] += 1;
+                }
                 (verdict, known) => failed.push(format!(
                     "{} {column}: {}, expected {}",
                     test.name(),

@@ -1,6 +1,7 @@
 //! Where the selftests run: real KVM in the lab, and the model under the shim.
 
-use crate::table::{self, Known, LEFT_OUT, Place, SELFTESTS, Selftest, Verdict};
+use crate::known::{self, Known};
+use crate::table::{LEFT_OUT, Place, SELFTESTS, Selftest, Verdict};
 use anyhow::Context;
 use nvmx_lab::cache::{self, CachedKernel};
 use nvmx_lab::programs::{self, Ended, Program, Status};
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// How long a selftest may take, by the clock of the machine that it runs on.
 const LIMIT: Duration = Duration::from_secs(120);
+/// The same for the model, where what takes longer takes minutes.
+const SHIM_LIMIT: Duration = Duration::from_secs(30);
 /// How long the lab may be silent, by our clock: then the emulated machine hangs.
 const SILENCE: Duration = Duration::from_secs(150);
 /// Where the selftests stand in the lab.
@@ -89,7 +92,7 @@ impl Column {
             .iter()
             .map(|test| {
                 let program = test.program(self.kernel).filter(|_| wanted(test))?;
-                let known = table::known(self.place, self.kernel, test);
+                let known = known::find(self.place, self.kernel, test);
                 if known.is_some_and(|known| known.verdict == Verdict::NotRun) {
                     return None;
                 }
@@ -113,7 +116,7 @@ impl Column {
     fn run_under_shim(&self, program: &str) -> anyhow::Result<Ended> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nvmx"));
         command.args(["shim", "--"]).arg(self.folder.join(program));
-        programs::run_command(command, LIMIT).context("nvmx shim")
+        programs::run_command(command, SHIM_LIMIT).context("nvmx shim")
     }
 
     /// Runs a program in an open lab. One that hangs the emulated machine takes the lab with it.
@@ -168,7 +171,7 @@ pub(crate) fn not_run<'a>(
     let mut all = Vec::new();
     for column in columns {
         for test in SELFTESTS.iter().filter(|test| wanted(test)) {
-            let known = table::known(column.place, column.kernel, test);
+            let known = known::find(column.place, column.kernel, test);
             all.extend(
                 known
                     .filter(|known| known.verdict == Verdict::NotRun)
