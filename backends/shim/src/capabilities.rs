@@ -41,9 +41,6 @@ pub struct Row {
     pub enable: Enable,
 }
 
-/// What is still to be written.
-const TO_COME: &str = "not written yet";
-
 macro_rules! rows {
     ($($number:literal $name:ident, $offer:expr, $enable:expr;)*) => {
         /// Every capability that x86 has.
@@ -67,7 +64,7 @@ rows! {
     2 KVM_CAP_MMU_SHADOW_CACHE_CONTROL, Value(1), Enable::No;
     3 KVM_CAP_USER_MEMORY, Value(1), Enable::No;
     4 KVM_CAP_SET_TSS_ADDR, Value(1), Enable::No;
-    6 KVM_CAP_VAPIC, Absent(TO_COME), Enable::No;
+    6 KVM_CAP_VAPIC, Absent("the TPR is read where it is"), Enable::No;
     7 KVM_CAP_EXT_CPUID, Value(1), Enable::No;
     8 KVM_CAP_CLOCKSOURCE, Absent("no clock of KVM's in the guest"), Enable::No;
     9 KVM_CAP_NR_VCPUS, Value(MAX_VCPUS), Enable::No;
@@ -92,7 +89,7 @@ rows! {
     36 KVM_CAP_IOEVENTFD, Value(1), Enable::No;
     37 KVM_CAP_SET_IDENTITY_MAP_ADDR, Value(1), Enable::No;
     38 KVM_CAP_XEN_HVM, Absent("no Xen interface"), Enable::No;
-    39 KVM_CAP_ADJUST_CLOCK, Absent(TO_COME), Enable::No;
+    39 KVM_CAP_ADJUST_CLOCK, Absent("no clock of KVM's in the guest"), Enable::No;
     40 KVM_CAP_INTERNAL_ERROR_DATA, Value(1), Enable::No;
     41 KVM_CAP_VCPU_EVENTS, Value(1), Enable::No;
     44 KVM_CAP_HYPERV, Absent("no Hyper-V interface"), Enable::No;
@@ -118,7 +115,7 @@ rows! {
     97 KVM_CAP_IOAPIC_POLARITY_IGNORED, Value(1), Enable::No;
     98 KVM_CAP_ENABLE_CAP_VM, Value(1), Enable::No;
     100 KVM_CAP_IOEVENTFD_NO_LENGTH, Value(1), Enable::No;
-    101 KVM_CAP_VM_ATTRIBUTES, Absent(TO_COME), Enable::No;
+    101 KVM_CAP_VM_ATTRIBUTES, Absent("no attributes are kept here"), Enable::No;
     105 KVM_CAP_CHECK_EXTENSION_VM, Value(1), Enable::No;
     116 KVM_CAP_DISABLE_QUIRKS, Value(1), Enable::Vm(options::disable_quirks);
     117 KVM_CAP_X86_SMM, Value(1), Enable::No;
@@ -130,7 +127,7 @@ rows! {
     128 KVM_CAP_MAX_VCPU_ID, Value(MAX_VCPU_ID), Enable::Vm(options::max_vcpu_id);
     129 KVM_CAP_X2APIC_API, Value(options::X2APIC_API as i32), Enable::Vm(options::x2apic_api);
     136 KVM_CAP_IMMEDIATE_EXIT, Value(1), Enable::No;
-    143 KVM_CAP_X86_DISABLE_EXITS, Absent(TO_COME), Enable::No;
+    143 KVM_CAP_X86_DISABLE_EXITS, Absent("HLT, MWAIT and PAUSE are always seen by the model"), Enable::No;
     148 KVM_CAP_HYPERV_SYNIC2, Absent("no Hyper-V interface"), Enable::No;
     149 KVM_CAP_HYPERV_VP_INDEX, Absent("no Hyper-V interface"), Enable::No;
     153 KVM_CAP_GET_MSR_FEATURES, Value(1), Enable::No;
@@ -144,16 +141,16 @@ rows! {
     164 KVM_CAP_EXCEPTION_PAYLOAD, Value(1), Enable::Vm(options::exception_payload);
     167 KVM_CAP_HYPERV_CPUID, Absent("no Hyper-V interface"), Enable::No;
     168 KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, Value(3), Enable::Vm(memory::enable_manual_protect);
-    173 KVM_CAP_PMU_EVENT_FILTER, Absent(TO_COME), Enable::No;
+    173 KVM_CAP_PMU_EVENT_FILTER, Absent("the counters of the model are not filtered"), Enable::No;
     175 KVM_CAP_HYPERV_DIRECT_TLBFLUSH, Absent("no Hyper-V interface"), Enable::No;
-    182 KVM_CAP_HALT_POLL, Absent(TO_COME), Enable::No;
+    182 KVM_CAP_HALT_POLL, Absent("nothing polls"), Enable::No;
     183 KVM_CAP_ASYNC_PF_INT, Absent("no paravirtual page faults"), Enable::No;
-    184 KVM_CAP_LAST_CPU, Absent(TO_COME), Enable::No;
-    185 KVM_CAP_SMALLER_MAXPHYADDR, Absent(TO_COME), Enable::No;
+    184 KVM_CAP_LAST_CPU, Absent("no host processor is told of"), Enable::No;
+    185 KVM_CAP_SMALLER_MAXPHYADDR, Absent("guests have the physical addresses that CPUID says"), Enable::No;
     187 KVM_CAP_STEAL_TIME, Absent("no clock of KVM's in the guest"), Enable::No;
     188 KVM_CAP_X86_USER_SPACE_MSR, Value(1), Enable::Vm(msr_filter::enable_exits);
     189 KVM_CAP_X86_MSR_FILTER, Value(1), Enable::No;
-    190 KVM_CAP_ENFORCE_PV_FEATURE_CPUID, Absent(TO_COME), Enable::No;
+    190 KVM_CAP_ENFORCE_PV_FEATURE_CPUID, Absent("no paravirtual feature to enforce"), Enable::No;
     191 KVM_CAP_SYS_HYPERV_CPUID, Absent("no Hyper-V interface"), Enable::No;
     192 KVM_CAP_DIRTY_LOG_RING, Absent("the dirty log is a bitmap"), Enable::No;
     193 KVM_CAP_X86_BUS_LOCK_EXIT, Absent("bus locks are not detected"), Enable::No;
@@ -162,30 +159,30 @@ rows! {
     197 KVM_CAP_VM_COPY_ENC_CONTEXT_FROM, Absent("the model has no memory encryption"), Enable::No;
     199 KVM_CAP_HYPERV_ENFORCE_CPUID, Absent("no Hyper-V interface"), Enable::No;
     200 KVM_CAP_SREGS2, Value(1), Enable::No;
-    201 KVM_CAP_EXIT_HYPERCALL, Absent(TO_COME), Enable::No;
-    203 KVM_CAP_BINARY_STATS_FD, Absent(TO_COME), Enable::No;
-    204 KVM_CAP_EXIT_ON_EMULATION_FAILURE, Absent(TO_COME), Enable::No;
+    201 KVM_CAP_EXIT_HYPERCALL, Absent("no hypercall is handed out"), Enable::No;
+    203 KVM_CAP_BINARY_STATS_FD, Absent("no statistics are kept"), Enable::No;
+    204 KVM_CAP_EXIT_ON_EMULATION_FAILURE, Absent("what the model lacks is always an exit"), Enable::No;
     206 KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM, Absent("the model has no memory encryption"), Enable::No;
     207 KVM_CAP_VM_GPA_BITS, Absent("protected guests only"), Enable::No;
     208 KVM_CAP_XSAVE2, Value(4096), Enable::No;
-    209 KVM_CAP_SYS_ATTRIBUTES, Absent(TO_COME), Enable::No;
-    212 KVM_CAP_PMU_CAPABILITY, Absent(TO_COME), Enable::No;
+    209 KVM_CAP_SYS_ATTRIBUTES, Absent("no attributes are kept here"), Enable::No;
+    212 KVM_CAP_PMU_CAPABILITY, Absent("the counters cannot be turned off"), Enable::No;
     213 KVM_CAP_DISABLE_QUIRKS2, Value(options::QUIRKS as i32), Enable::Vm(options::disable_quirks2);
     214 KVM_CAP_VM_TSC_CONTROL, Value(1), Enable::No;
     218 KVM_CAP_X86_TRIPLE_FAULT_EVENT, Value(1), Enable::Vm(options::triple_fault_event);
     219 KVM_CAP_X86_NOTIFY_VMEXIT, Absent("the processors of the profiles have no notification exits"), Enable::No;
-    220 KVM_CAP_VM_DISABLE_NX_HUGE_PAGES, Absent(TO_COME), Enable::No;
+    220 KVM_CAP_VM_DISABLE_NX_HUGE_PAGES, Absent("no huge pages of the host are involved"), Enable::No;
     223 KVM_CAP_DIRTY_LOG_RING_ACQ_REL, Absent("the dirty log is a bitmap"), Enable::No;
     225 KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, Absent("the dirty log is a bitmap"), Enable::No;
-    226 KVM_CAP_PMU_EVENT_MASKED_EVENTS, Absent(TO_COME), Enable::No;
+    226 KVM_CAP_PMU_EVENT_MASKED_EVENTS, Absent("the counters of the model are not filtered"), Enable::No;
     231 KVM_CAP_USER_MEMORY2, Value(1), Enable::No;
-    232 KVM_CAP_MEMORY_FAULT_INFO, Absent(TO_COME), Enable::No;
+    232 KVM_CAP_MEMORY_FAULT_INFO, Absent("a missing page of the host is EFAULT alone"), Enable::No;
     233 KVM_CAP_MEMORY_ATTRIBUTES, Absent("no private memory"), Enable::No;
     234 KVM_CAP_GUEST_MEMFD, Absent("no private memory"), Enable::No;
     235 KVM_CAP_VM_TYPES, Absent("protected guests only"), Enable::No;
-    236 KVM_CAP_PRE_FAULT_MEMORY, Absent(TO_COME), Enable::No;
-    237 KVM_CAP_X86_APIC_BUS_CYCLES_NS, Absent(TO_COME), Enable::No;
-    238 KVM_CAP_X86_GUEST_MODE, Absent(TO_COME), Enable::No;
+    236 KVM_CAP_PRE_FAULT_MEMORY, Absent("no page tables are made ahead"), Enable::No;
+    237 KVM_CAP_X86_APIC_BUS_CYCLES_NS, Absent("the APIC's bus runs at one speed"), Enable::No;
+    238 KVM_CAP_X86_GUEST_MODE, Value(1), Enable::No;
 }
 
 /// The capability with this number.

@@ -5,9 +5,6 @@ use crate::errno::Errno;
 use crate::system::{basics, cpuid, msrs};
 use kvm_bindings::*;
 
-/// What is still to be written: answered as an unknown number is.
-const TO_COME: &str = "not written yet";
-
 rows! { System;
     KVM_GET_API_VERSION io(0x00), "", System(basics::get_api_version);
     KVM_CREATE_VM io(0x01), "", System(basics::create_vm);
@@ -20,6 +17,6 @@ rows! { System;
     KVM_GET_MSRS iowr::<kvm_msrs>(0x88), "KVM_CAP_GET_MSR_FEATURES", System(msrs::get);
     KVM_X86_GET_MCE_CAP_SUPPORTED super::ior::<u64>(0x9d), "KVM_CAP_MCE", System(msrs::machine_check_capabilities);
     KVM_GET_SUPPORTED_HV_CPUID iowr::<kvm_cpuid2>(0xc1), "KVM_CAP_SYS_HYPERV_CPUID", Absent(Errno::EINVAL, "no Hyper-V interface");
-    KVM_GET_DEVICE_ATTR super::iow::<kvm_device_attr>(0xe2), "KVM_CAP_SYS_ATTRIBUTES", Absent(Errno::EINVAL, TO_COME);
-    KVM_HAS_DEVICE_ATTR super::iow::<kvm_device_attr>(0xe3), "KVM_CAP_SYS_ATTRIBUTES", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_DEVICE_ATTR super::iow::<kvm_device_attr>(0xe2), "KVM_CAP_SYS_ATTRIBUTES", Absent(Errno::EINVAL, "no attributes are kept here");
+    KVM_HAS_DEVICE_ATTR super::iow::<kvm_device_attr>(0xe3), "KVM_CAP_SYS_ATTRIBUTES", Absent(Errno::EINVAL, "no attributes are kept here");
 }

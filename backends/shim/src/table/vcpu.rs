@@ -5,8 +5,6 @@ use crate::errno::Errno;
 use crate::vcpu::{cpuid, events, lapic, msrs, nested, registers, run, time, units};
 use kvm_bindings::*;
 
-/// What is still to be written: answered as an unknown number is.
-const TO_COME: &str = "not written yet";
 const NO_XEN: &str = "no Xen interface";
 
 rows! { Vcpu;
@@ -55,7 +53,7 @@ rows! { Vcpu;
     KVM_XEN_VCPU_SET_ATTR iow::<kvm_xen_vcpu_attr>(0xcb), "KVM_CAP_XEN_HVM", Absent(Errno::EINVAL, NO_XEN);
     KVM_GET_SREGS2 ior::<kvm_sregs2>(0xcc), "KVM_CAP_SREGS2", Vcpu(registers::get_sregs2);
     KVM_SET_SREGS2 iow::<kvm_sregs2>(0xcd), "KVM_CAP_SREGS2", Vcpu(registers::set_sregs2);
-    KVM_GET_STATS_FD io(0xce), "KVM_CAP_BINARY_STATS_FD", Absent(Errno::EINVAL, TO_COME);
+    KVM_GET_STATS_FD io(0xce), "KVM_CAP_BINARY_STATS_FD", Absent(Errno::EINVAL, "no statistics are kept");
     KVM_GET_XSAVE2 ior::<kvm_xsave>(0xcf), "KVM_CAP_XSAVE2", Vcpu(units::get_xsave);
     KVM_SET_DEVICE_ATTR iow::<kvm_device_attr>(0xe1), "KVM_CAP_VCPU_ATTRIBUTES", Vcpu(time::set_attribute);
     KVM_GET_DEVICE_ATTR iow::<kvm_device_attr>(0xe2), "KVM_CAP_VCPU_ATTRIBUTES", Vcpu(time::get_attribute);

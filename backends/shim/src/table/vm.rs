@@ -5,8 +5,6 @@ use crate::errno::Errno;
 use crate::vm::{create, ioeventfd, irqchip, memory, msr_filter, options};
 use kvm_bindings::*;
 
-/// What is still to be written: answered as an unknown number is.
-const TO_COME: &str = "not written yet";
 /// Why there is nothing for protected guests.
 const NO_ENCRYPTION: &str = "the model has no memory encryption";
 const NO_XEN: &str = "no Xen interface";
@@ -38,15 +36,15 @@ rows! { Vm;
     KVM_SET_BOOT_CPU_ID io(0x78), "KVM_CAP_SET_BOOT_CPU_ID", Vm(options::set_boot_cpu_id);
     KVM_IOEVENTFD iow::<kvm_ioeventfd>(0x79), "KVM_CAP_IOEVENTFD", Vm(ioeventfd::ioeventfd);
     KVM_XEN_HVM_CONFIG iow::<kvm_xen_hvm_config>(0x7a), "KVM_CAP_XEN_HVM", Absent(Errno::ENOTTY, NO_XEN);
-    KVM_SET_CLOCK iow::<kvm_clock_data>(0x7b), "KVM_CAP_ADJUST_CLOCK", Absent(Errno::ENOTTY, TO_COME);
-    KVM_GET_CLOCK ior::<kvm_clock_data>(0x7c), "KVM_CAP_ADJUST_CLOCK", Absent(Errno::ENOTTY, TO_COME);
+    KVM_SET_CLOCK iow::<kvm_clock_data>(0x7b), "KVM_CAP_ADJUST_CLOCK", Absent(Errno::ENOTTY, "no clock of KVM's in the guest");
+    KVM_GET_CLOCK ior::<kvm_clock_data>(0x7c), "KVM_CAP_ADJUST_CLOCK", Absent(Errno::ENOTTY, "no clock of KVM's in the guest");
     KVM_GET_PIT2 ior::<kvm_pit_state2>(0x9f), "KVM_CAP_PIT_STATE2", Vm(irqchip::ioctls::get_pit2);
     KVM_SET_PIT2 iow::<kvm_pit_state2>(0xa0), "KVM_CAP_PIT_STATE2", Vm(irqchip::ioctls::set_pit2);
     KVM_SET_TSC_KHZ io(0xa2), "KVM_CAP_VM_TSC_CONTROL", Vm(options::set_tsc_khz);
     KVM_GET_TSC_KHZ io(0xa3), "KVM_CAP_GET_TSC_KHZ", Vm(options::get_tsc_khz);
     KVM_ENABLE_CAP iow::<kvm_enable_cap>(0xa3), "KVM_CAP_ENABLE_CAP_VM", Vm(create::enable_cap);
     KVM_SIGNAL_MSI iow::<kvm_msi>(0xa5), "KVM_CAP_SIGNAL_MSI", Vm(irqchip::ioctls::signal_msi);
-    KVM_SET_PMU_EVENT_FILTER iow::<kvm_pmu_event_filter>(0xb2), "KVM_CAP_PMU_EVENT_FILTER", Absent(Errno::ENOTTY, TO_COME);
+    KVM_SET_PMU_EVENT_FILTER iow::<kvm_pmu_event_filter>(0xb2), "KVM_CAP_PMU_EVENT_FILTER", Absent(Errno::ENOTTY, "the counters of the model are not filtered");
     KVM_MEMORY_ENCRYPT_OP iowr::<u64>(0xba), "", Absent(Errno::ENOTTY, NO_ENCRYPTION);
     KVM_MEMORY_ENCRYPT_REG_REGION ior::<kvm_enc_region>(0xbb), "", Absent(Errno::ENOTTY, NO_ENCRYPTION);
     KVM_MEMORY_ENCRYPT_UNREG_REGION ior::<kvm_enc_region>(0xbc), "", Absent(Errno::ENOTTY, NO_ENCRYPTION);
@@ -56,11 +54,11 @@ rows! { Vm;
     KVM_RESET_DIRTY_RINGS io(0xc7), "KVM_CAP_DIRTY_LOG_RING", Absent(Errno::EINVAL, "the dirty log is a bitmap");
     KVM_XEN_HVM_GET_ATTR iowr::<kvm_xen_hvm_attr>(0xc8), "KVM_CAP_XEN_HVM", Absent(Errno::ENOTTY, NO_XEN);
     KVM_XEN_HVM_SET_ATTR iow::<kvm_xen_hvm_attr>(0xc9), "KVM_CAP_XEN_HVM", Absent(Errno::ENOTTY, NO_XEN);
-    KVM_GET_STATS_FD io(0xce), "KVM_CAP_BINARY_STATS_FD", Absent(Errno::ENOTTY, TO_COME);
+    KVM_GET_STATS_FD io(0xce), "KVM_CAP_BINARY_STATS_FD", Absent(Errno::ENOTTY, "no statistics are kept");
     KVM_SET_MEMORY_ATTRIBUTES iow::<kvm_memory_attributes>(0xd2), "KVM_CAP_MEMORY_ATTRIBUTES", Absent(Errno::ENOTTY, "no private memory");
     KVM_CREATE_GUEST_MEMFD iowr::<kvm_create_guest_memfd>(0xd4), "KVM_CAP_GUEST_MEMFD", Absent(Errno::ENOTTY, "no private memory");
-    KVM_CREATE_DEVICE iowr::<kvm_create_device>(0xe0), "KVM_CAP_DEVICE_CTRL", Absent(Errno::ENODEV, TO_COME);
-    KVM_SET_DEVICE_ATTR iow::<kvm_device_attr>(0xe1), "KVM_CAP_VM_ATTRIBUTES", Absent(Errno::ENOTTY, TO_COME);
-    KVM_GET_DEVICE_ATTR iow::<kvm_device_attr>(0xe2), "KVM_CAP_VM_ATTRIBUTES", Absent(Errno::ENOTTY, TO_COME);
-    KVM_HAS_DEVICE_ATTR iow::<kvm_device_attr>(0xe3), "KVM_CAP_VM_ATTRIBUTES", Absent(Errno::ENOTTY, TO_COME);
+    KVM_CREATE_DEVICE iowr::<kvm_create_device>(0xe0), "KVM_CAP_DEVICE_CTRL", Absent(Errno::ENODEV, "no device is made by itself (VFIO is the only one of x86)");
+    KVM_SET_DEVICE_ATTR iow::<kvm_device_attr>(0xe1), "KVM_CAP_VM_ATTRIBUTES", Absent(Errno::ENOTTY, "no attributes are kept here");
+    KVM_GET_DEVICE_ATTR iow::<kvm_device_attr>(0xe2), "KVM_CAP_VM_ATTRIBUTES", Absent(Errno::ENOTTY, "no attributes are kept here");
+    KVM_HAS_DEVICE_ATTR iow::<kvm_device_attr>(0xe3), "KVM_CAP_VM_ATTRIBUTES", Absent(Errno::ENOTTY, "no attributes are kept here");
 }
