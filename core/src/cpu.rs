@@ -86,6 +86,8 @@ pub struct Msrs {
     pub platform_info_hidden: bool,
     pub power_ctl: u64,
     pub smi_count: u64,
+    /// AMD's HWCR, which KVM keeps on every processor: for user space here.
+    pub hwcr: u64,
 }
 
 impl Default for Msrs {
@@ -127,6 +129,7 @@ impl Default for Msrs {
             platform_info_hidden: false,
             power_ctl: 0,
             smi_count: 0,
+            hwcr: 0,
         }
     }
 }

@@ -50,6 +50,7 @@ pub fn read(cpu: &Cpu, number: u32) -> Result<MsrRead, Refused> {
         // Whatever level runs.
         IA32_TIME_STAMP_COUNTER => MsrRead::Value(cpu.tsc.l1()),
         IA32_SMBASE => MsrRead::Value(cpu.msrs.smbase),
+        HWCR => MsrRead::Value(cpu.msrs.hwcr),
         IA32_PRED_CMD => return Err(Refused::Unknown),
         IA32_MCG_CTL => MsrRead::Value(cpu.machine_checks.read(number).unwrap_or(0)),
         _ => MsrRead::Value(super::value(cpu, number).map_err(|_| Refused::Unknown)?),
@@ -106,6 +107,14 @@ pub fn write(
             cpu.msrs.platform_info = value;
         }
         SMI_COUNT => cpu.msrs.smi_count = value,
+        HWCR => {
+            /// Flush filter, emulation of IGNNE, TLB cache: dropped.
+            const DROPPED: u64 = 1 << 3 | 1 << 6 | 1 << 8;
+            /// McStatusWrEn, TscFreqSel.
+            const KEPT: u64 = 1 << 18 | 1 << 24;
+            require(value & !(DROPPED | KEPT) == 0)?;
+            cpu.msrs.hwcr = value & KEPT;
+        }
         IA32_EFER => {
             let allowed = efer::SCE | efer::LME | efer::LMA | efer::NXE;
             require(value & !allowed == 0)?;
@@ -205,6 +214,8 @@ mod tests {
             (IA32_SMBASE, 0x7_0000, Ok(())),
             (PLATFORM_INFO, 0x8000_ff00, Ok(())),
             (SMI_COUNT, 3, Ok(())),
+            (HWCR, 1 << 18, Ok(())),
+            (HWCR, 1 << 19, Err(Refused::Value)),
             (POWER_CTL, 0x1234, Ok(())),
             (IA32_SPEC_CTRL, 7, Ok(())),
             (IA32_SPEC_CTRL, 8, Err(Refused::Value)),

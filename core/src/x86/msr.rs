@@ -81,12 +81,14 @@ msrs! {
     0xc000_0103 IA32_TSC_AUX;
 }
 
-/// SMIs since RESET (SDM Vol. 4, "MSR_SMI_COUNT"). This and the two below are in no capture.
+/// SMIs since RESET (SDM Vol. 4, "MSR_SMI_COUNT"). This and the three below are in no capture.
 pub const SMI_COUNT: u32 = 0x34;
 /// Ratios of the clock, and whether CPUID can be made to fault ("MSR_PLATFORM_INFO").
 pub const PLATFORM_INFO: u32 = 0xce;
 /// "MSR_POWER_CTL".
 pub const POWER_CTL: u32 = 0x1fc;
+/// AMD's HWCR.
+pub const HWCR: u32 = 0xc001_0015;
 /// First x2APIC register MSR.
 pub const X2APIC_FIRST: u32 = 0x800;
 /// Last x2APIC register MSR.

@@ -78,6 +78,7 @@ const LIST: &[(u32, u32, Needs)] = &[
     (msr::IA32_VMX_CR4_FIXED0, msr::IA32_VMX_CR4_FIXED0, Nothing),
     (msr::IA32_VMX_VMCS_ENUM, msr::IA32_VMX_EPT_VPID_CAP, Nothing),
     (msr::IA32_VMX_VMFUNC, msr::IA32_VMX_VMFUNC, Nothing),
+    (msr::HWCR, msr::HWCR, Nothing),
 ];
 
 impl Needs {
