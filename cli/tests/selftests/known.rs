@@ -289,12 +289,6 @@ pub(crate) const KNOWN: &[Known] = &[
     ),
     on_shim(
         &Kernel::ALL,
-        "set_memory_region_test",
-        Verdict::TimedOut,
-        "some of its steps take minutes on the model",
-    ),
-    on_shim(
-        &Kernel::ALL,
         "kvm_binary_stats_test",
         Verdict::Skipped,
         "KVM_CAP_BINARY_STATS_FD is absent",
@@ -310,12 +304,6 @@ pub(crate) const KNOWN: &[Known] = &[
         "coalesced_io_test",
         Verdict::Skipped,
         "KVM_CAP_COALESCED_MMIO is absent",
-    ),
-    on_shim(
-        &[Kernel::V6_12],
-        "dirty_log_test",
-        Verdict::TimedOut,
-        "its guest writes gigabytes, minutes on the model",
     ),
     on_shim(
         &[Kernel::V6_12],
