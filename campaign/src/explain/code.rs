@@ -212,14 +212,19 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "bochs-steps-again",
         against: &[Against::Kvm],
-        reason: "the BS that Bochs 2.7 leaves pending at an exit of L0's own (bochs-pending-single-step) is delivered before the instruction is run again",
-        holds: |p, _| {
+        reason: "the BS that Bochs 2.7 leaves pending at an exit of L0's own (bochs-pending-single-step) is delivered before the instruction is run again, or fails in that and shuts down",
+        holds: |p, d| {
             let steps = p.before.get(Field::GUEST_RFLAGS) & TRAP != 0
                 || p.case
                     .has(|m| matches!(m, Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq))
                 || p.case.has_iret();
             let vectoring: u64 = p.right.vmcs12.get(Field::IDT_VECTORING_INFO_FIELD);
-            steps && (met(p.right) == Some(1) || vectoring == 0x8000_0301)
+            // A #DB whose delivery failed leaves BS in DR6, or part of its frame.
+            let shut_down = p.right.vmcs12.get(Field::VM_EXIT_REASON) == 2
+                && (ended_right(d).is_some()
+                    || matches!(d.what.as_str(), "DR6" | "digest of changes")
+                    || d.what.starts_with("flipped"));
+            steps && (met(p.right) == Some(1) || vectoring == 0x8000_0301 || shut_down)
         },
     },
     Row {

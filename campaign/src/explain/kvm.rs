@@ -180,12 +180,11 @@ pub(super) static ROWS: &[Row] = &[
         reason: "KVM runs L2 on tables of its own with accessed and dirty flags for EPT, under which the processor's walks of the guest's page tables are writes (SDM Vol. 3C \"Accessed and Dirty Flags for EPT\"); where L1 has enabled none and its tables forbid the write, L1 is told of a violation all the same",
         holds: |p, d| {
             const READ_AND_WRITE: u64 = 3;
-            const OF_A_WALK: u64 = 1 << 7;
-            const OF_A_PAGE: u64 = 1 << 8;
+            // Linux 6.1 takes it for an access to the page itself.
+            const WRITABLE: u64 = 1 << 4;
             let qualification: u64 = p.right.vmcs12.get(Field::EXIT_QUALIFICATION);
             ended_right(d) == Some(48)
-                && qualification & (READ_AND_WRITE | OF_A_WALK | OF_A_PAGE)
-                    == READ_AND_WRITE | OF_A_WALK
+                && qualification & (READ_AND_WRITE | WRITABLE) == READ_AND_WRITE
                 && p.before.get(Field::EPT_POINTER) >> 6 & 1 == 0
         },
     },

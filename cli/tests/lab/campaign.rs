@@ -9,7 +9,7 @@ use std::process::Command;
 /// A sample: `nvmx campaign entry --count 100000` is the whole.
 const CASES: &str = "5000";
 /// A sample: `nvmx campaign code --count 20000` is the whole.
-const CODE_CASES: &str = "600";
+const CODE_CASES: &str = "3000";
 
 pub(crate) fn checks() -> Vec<Check> {
     vec![
@@ -19,7 +19,7 @@ pub(crate) fn checks() -> Vec<Check> {
         },
         Check {
             name: "campaign code".into(),
-            run: Box::new(|lab| campaign(lab, &["code", "--first", "170", "--count", CODE_CASES])),
+            run: Box::new(|lab| campaign(lab, &["code", "--count", CODE_CASES])),
         },
         Check {
             name: "campaign cases".into(),
