@@ -193,12 +193,6 @@ pub(crate) const KNOWN: &[Known] = &[
     ),
     on_shim(
         &Kernel::ALL,
-        "max_vcpuid_cap_test",
-        Verdict::Failed,
-        "KVM_CAP_MAX_VCPU_ID takes no number above what the model has room for",
-    ),
-    on_shim(
-        &Kernel::ALL,
         "monitor_mwait_test",
         Verdict::Failed,
         "MONITOR and MWAIT are never #UD: KVM's quirk cannot be disabled (6.12's would fail in any case: see kvm 6.12)",
@@ -244,12 +238,6 @@ pub(crate) const KNOWN: &[Known] = &[
         "xss_msr_test",
         Verdict::Skipped,
         NO_XSAVE_HERE,
-    ),
-    on_shim(
-        &[Kernel::V6_12],
-        "hwcr_msr_test",
-        Verdict::Failed,
-        "MSR_K7_HWCR, which KVM takes on any processor, is not there",
     ),
     on_shim(
         &[Kernel::V6_12],
