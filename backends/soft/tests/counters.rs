@@ -139,9 +139,8 @@ fn an_exit_saves_the_global_control() {
     assert_eq!(nest.get(Field::GUEST_IA32_PERF_GLOBAL_CTRL), 0x30);
 }
 
-#[test]
-fn l2_counts_alone_where_entry_and_exit_say_so() {
-    let mut nest = nest(&[nops(20), VMCALL.to_vec()].concat());
+/// Enters L2, in which alone the fixed counter of instructions counts, at the levels that `control` names, up to VMCALL.
+fn count_in_l2(nest: &mut Nest, control: u64) {
     nest.on(
         Field::VM_ENTRY_CONTROLS,
         EntryControls::LOAD_PERF_GLOBAL_CTRL.bits(),
@@ -152,8 +151,14 @@ fn l2_counts_alone_where_entry_and_exit_say_so() {
     );
     nest.set(Field::GUEST_IA32_PERF_GLOBAL_CTRL, 1 << 32);
     nest.set(Field::HOST_IA32_PERF_GLOBAL_CTRL, 0);
-    set_msrs(&mut nest, &[(FIXED_CTRL, 3), (GLOBAL_CTRL, 0)]);
+    set_msrs(nest, &[(FIXED_CTRL, control), (GLOBAL_CTRL, 0)]);
     assert_eq!(nest.enter(), Entry::Exit(VMCALL_EXIT));
+}
+
+#[test]
+fn l2_counts_alone_where_entry_and_exit_say_so() {
+    let mut nest = nest(&[nops(20), VMCALL.to_vec()].concat());
+    count_in_l2(&mut nest, 3);
     // The 20, and the VM entry itself, which retires in L2. VMCALL did not retire.
     assert_eq!(msr(&mut nest, INSTRUCTIONS), 21);
 }
@@ -231,18 +236,7 @@ fn one_level_alone_counts_what_it_executes() {
         let mut nest = make_user(nest(&code), &[], true);
         let handler = user_gate(&mut nest);
         put(&mut nest.vm, handler, &[nops(4), vec![0x48, 0xcf]].concat());
-        nest.on(
-            Field::VM_ENTRY_CONTROLS,
-            EntryControls::LOAD_PERF_GLOBAL_CTRL.bits(),
-        );
-        nest.on(
-            Field::VM_EXIT_CONTROLS,
-            ExitControls::LOAD_PERF_GLOBAL_CTRL.bits(),
-        );
-        nest.set(Field::GUEST_IA32_PERF_GLOBAL_CTRL, 1 << 32);
-        nest.set(Field::HOST_IA32_PERF_GLOBAL_CTRL, 0);
-        set_msrs(&mut nest, &[(FIXED_CTRL, control), (GLOBAL_CTRL, 0)]);
-        assert_eq!(nest.enter(), Entry::Exit(VMCALL_EXIT));
+        count_in_l2(&mut nest, control);
         assert_eq!(msr(&mut nest, INSTRUCTIONS), expected, "{control}");
     }
 }

@@ -495,18 +495,17 @@ pub(super) fn is_ins(mnemonic: Mnemonic) -> bool {
     matches!(mnemonic, Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd)
 }
 
+/// INS or OUTS.
+pub(super) fn is_string_port(mnemonic: Mnemonic) -> bool {
+    is_ins(mnemonic)
+        || matches!(
+            mnemonic,
+            Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd
+        )
+}
+
 fn is_port(mnemonic: Mnemonic) -> bool {
-    matches!(
-        mnemonic,
-        Mnemonic::In
-            | Mnemonic::Out
-            | Mnemonic::Insb
-            | Mnemonic::Insw
-            | Mnemonic::Insd
-            | Mnemonic::Outsb
-            | Mnemonic::Outsw
-            | Mnemonic::Outsd
-    )
+    matches!(mnemonic, Mnemonic::In | Mnemonic::Out) || is_string_port(mnemonic)
 }
 
 /// Whether each word of `part` is zero or as in `whole`.

@@ -206,7 +206,9 @@ pub(super) static ROWS: &[Row] = &[
         holds: |p, d| {
             const FETCH: u64 = 4;
             let qualification: u64 = p.right.vmcs12.get(Field::EXIT_QUALIFICATION);
-            ended_right(d) == Some(48) && qualification & FETCH != 0 && p.case.has(is_string_port)
+            ended_right(d) == Some(48)
+                && qualification & FETCH != 0
+                && p.case.has(code::is_string_port)
         },
     },
     Row {
@@ -216,21 +218,9 @@ pub(super) static ROWS: &[Row] = &[
         holds: |p, d| {
             const KIND: u64 = 7;
             p.reason() == 48
-                && p.case.has(is_string_port)
+                && p.case.has(code::is_string_port)
                 && (is(d, Field::GUEST_PHYSICAL_ADDRESS) && d.right == d.left & !0xfff
                     || is(d, Field::EXIT_QUALIFICATION) && (d.left ^ d.right) & !KIND == 0)
         },
     },
 ];
-
-fn is_string_port(mnemonic: Mnemonic) -> bool {
-    matches!(
-        mnemonic,
-        Mnemonic::Insb
-            | Mnemonic::Insw
-            | Mnemonic::Insd
-            | Mnemonic::Outsb
-            | Mnemonic::Outsw
-            | Mnemonic::Outsd
-    )
-}

@@ -59,7 +59,7 @@ impl Processor {
         let mut bytes = [0; 16];
         let address = self.read_to_write(instruction, &mut bytes[..2 * half])?;
         let bits = 8 * half as u32;
-        let old = mask_wide(u128::from_le_bytes(bytes), 2 * bits);
+        let old = u128::from_le_bytes(bytes);
         let regs = &mut self.cpu.regs;
         let pair = |high, low| {
             let low = mask_wide(regs.get(low).into(), bits);

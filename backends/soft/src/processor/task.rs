@@ -22,6 +22,13 @@ fn trap(fault: DeliveryFault) -> Trap {
     }
 }
 
+fn is_iret(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.mnemonic(),
+        Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+    )
+}
+
 impl Processor {
     /// Far JMP, far CALL, IRET.
     pub(super) fn far_transfer(&mut self, instruction: &Instruction) -> Outcome {
@@ -35,11 +42,7 @@ impl Processor {
         if self.cpu.cpl() == 3
             && let Err(trap) = self.look_at_pops(instruction)
         {
-            let is_iret = matches!(
-                instruction.mnemonic(),
-                Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
-            );
-            if is_iret && self.iret_ends_blocking() {
+            if is_iret(instruction) && self.iret_ends_blocking() {
                 // Also if it faults.
                 self.iret()?;
             }
@@ -83,7 +86,7 @@ impl Processor {
         let flags = self.cpu.regs.rflags;
         let long = self.cpu.sregs.efer & efer::LMA != 0;
         let immediate = match instruction.mnemonic() {
-            Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => {
+            _ if is_iret(instruction) => {
                 let virtual_8086 = flags & rflags::VM != 0;
                 if virtual_8086 && flags & IOPL != IOPL || long && flags & rflags::NT != 0 {
                     return Ok(());

@@ -243,10 +243,7 @@ fn record(cpu: &mut Cpu, exit: &VmExit) {
         u64::from(exit.interruption_information()),
     );
     if let Some(error_code) = exit.interruption.and_then(|event| event.error_code) {
-        // No processor has more than 16 bits of it; user space of KVM may queue an exception that does
-        // (`nested_vmx_inject_exception_vmexit` drops them, too).
-        let error_code = u64::from(error_code) & 0xffff;
-        vmcs12.set(Field::VM_EXIT_INTR_ERROR_CODE, error_code);
+        vmcs12.set(Field::VM_EXIT_INTR_ERROR_CODE, u64::from(error_code));
     }
     let optional = [
         (
